@@ -1,6 +1,7 @@
 package handlers_test
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"testing"
@@ -32,6 +33,7 @@ var watchRights = map[string]struct{ item, inside, outside string }{
 	"issue_id":           {`"issueId":"c1"`, itsAll, itsAbsent},
 	"api":                {`"api":"c1"`, `"api":{"api":"c1"`, itsAbsent},
 	"state":              {`"state":{"ref":{"type":"note","name":"c1","owner":"ada"},"collections":[{"collection":"items","limit":9}]}`, roleRequired, itsAbsent},
+	"preferences":        {`"preferences":true`, itsEmpty, itsEmpty},
 	"list.conversations": {`"list":{"conversations":{}}`, itsEmpty, itsEmpty},
 	"list.projects":      {`"list":{"projects":{}}`, itsEmpty, itsEmpty},
 	"list.tasks":         {`"list":{"tasks":{}}`, itsEmpty, itsEmpty},
@@ -63,6 +65,7 @@ func isolateWatch(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
 	fillLinear(t, b)
 	fillState(t, b, ada)
 	fillAPI(t, b, ada, service)
+	b.must(t, projectRPCs+"UpdatePreferences", `{"preferences":{"voice":"`+secret+`"}}`, ada)
 	other := b.tenant(t)
 	for _, kind := range kinds {
 		tt, ok := watchRights[kind]
@@ -84,7 +87,7 @@ func isolateWatch(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
 			{"another user for her", []string{eve, "Holdfast-User: ada"}, "permission_denied ROLE_REQUIRED"},
 			{"nobody", nil, "unauthenticated CREDENTIAL_MISSING"},
 			{"the owner", []string{ada}, itsAll},
-			{"a service", []string{service}, itsAll},
+			{"a service", []string{service}, cmp.Or(map[string]string{"preferences": itsEmpty}[kind], itsAll)}, // a service has the tenant's
 			{"a service for the owner", []string{service, "Holdfast-User: ada"}, itsAll},
 		} {
 			body := `{"items":[{"itemId":"i",` + tt.item + `}]}`

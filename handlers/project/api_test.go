@@ -624,6 +624,7 @@ func TestWatchProjectsAndTasks(t *testing.T) {
 		{ItemId: "t", Of: &watchv1.Item_TaskId{TaskId: "t"}},
 		{ItemId: "tasks", Of: &watchv1.Item_List{List: &watchv1.ListItem{Of: &watchv1.ListItem_Tasks{Tasks: &projectv1.TaskFilter{ProjectId: "p"}}}}},
 		{ItemId: "projects", Of: &watchv1.Item_List{List: &watchv1.ListItem{Of: &watchv1.ListItem_Projects{}}}},
+		{ItemId: "preferences", Of: &watchv1.Item_Preferences{Preferences: true}},
 	}}))(t)
 	defer stream.Close()
 	has := map[string]map[string]string{} // the titles of the things of each item
@@ -639,7 +640,7 @@ func TestWatchProjectsAndTasks(t *testing.T) {
 				has[m.GetItemId()] = map[string]string{}
 			}
 			for _, thing := range c.GetPut() {
-				has[m.GetItemId()][thing.GetKey()] = thing.GetProject().GetTitle() + thing.GetTask().GetTitle()
+				has[m.GetItemId()][thing.GetKey()] = thing.GetProject().GetTitle() + thing.GetTask().GetTitle() + thing.GetPreferences().GetActiveProjectId()
 			}
 			for _, key := range c.GetRemoved() {
 				delete(has[m.GetItemId()], key)
@@ -649,6 +650,9 @@ func TestWatchProjectsAndTasks(t *testing.T) {
 	until("p", "map[project:one]")
 	until("projects", "map[projects/p:one]")
 	must(c.PutProject(t.Context(), &projectv1.PutProjectRequest{ProjectId: "p", Project: &projectv1.Project{Title: "two"}}))(t)
+	until("preferences", "map[preferences:]")
+	must(c.UpdatePreferences(t.Context(), &projectv1.UpdatePreferencesRequest{Preferences: &projectv1.Preferences{ActiveProjectId: new("p")}}))(t)
+	until("preferences", "map[preferences:p]")
 	until("p", "map[project:two]")
 	until("projects", "map[projects/p:two]")
 	until("t", "map[]")

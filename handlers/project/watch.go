@@ -13,6 +13,7 @@ import (
 func (m *Manager) Sources() watch.Sources {
 	return watch.Sources{
 		"project_id": m.followProject, "task_id": m.followTask, "list.projects": m.followProjects, "list.tasks": m.followTasks,
+		"preferences": m.followPreferences,
 	}
 }
 
@@ -49,5 +50,12 @@ func (m *Manager) followTasks(ctx context.Context, item *watchv1.Item, tell watc
 			things = append(things, &watchv1.Thing{Key: "tasks/" + t.GetTaskId(), Thing: &watchv1.Thing_Task{Task: t}})
 		}
 		return things, res.GetNextPageToken(), err
+	})
+}
+
+func (m *Manager) followPreferences(ctx context.Context, item *watchv1.Item, tell watch.Tell) error {
+	return watch.List(ctx, m.o.Preferences, item, tell, func(int32, string) (things []*watchv1.Thing, next string, err error) {
+		res, err := m.GetPreferences(ctx, &projectv1.GetPreferencesRequest{})
+		return []*watchv1.Thing{{Key: "preferences", Thing: &watchv1.Thing_Preferences{Preferences: res.GetEffective()}}}, "", err
 	})
 }

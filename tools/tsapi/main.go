@@ -12,6 +12,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -346,8 +347,8 @@ func (a *api) typeOf(f protoreflect.FieldDescriptor, input bool, ref func(protor
 func (a *api) schema() string {
 	var b strings.Builder
 	b.WriteString(header)
-	b.WriteString("\n// A field is its name; * list, % map or ? optional; then # number, ! boolean, . JSON as it is, ~ enum with its prefix, @ message, of\n// the same package unless it says of which, and nothing for a string. Of what is only sent, there is only what has to be converted.\n")
-	b.WriteString("export const schema: { [message: string]: string } = {\n")
+	b.WriteString("\n// A package, and the messages of it, each with its fields: a name; * list, % map or ? optional; then # number, ! boolean, . JSON as it\n// is, ~ enum with its prefix, @ message, of the same package unless it says of which, and nothing for a string. There is only what has to\n// be converted, or has a default where it is left out. It is one text, because that compresses best.\n")
+	b.WriteString("export const schema = `")
 	all := maps.Clone(a.inputs)
 	maps.Copy(all, a.outputs)
 	converts := map[protoreflect.FullName]bool{}
@@ -360,6 +361,7 @@ func (a *api) schema() string {
 			}
 		}
 	}
+	of := ""
 	for _, m := range sorted(all) {
 		sent := a.outputs[m.FullName()] == nil
 		var line []string
@@ -368,15 +370,25 @@ func (a *api) schema() string {
 			if sent && v.Enum() == nil && (v.Message() == nil || !converts[v.Message().FullName()]) {
 				continue
 			}
-			line = append(line, code(f))
+			if c := code(f); !asItIs.MatchString(c) {
+				line = append(line, c)
+			}
 		}
-		if len(line) > 0 {
-			fmt.Fprintf(&b, "  %q: %q,\n", key(m), strings.Join(line, " "))
+		if len(line) == 0 {
+			continue
 		}
+		if of != area(m) {
+			of = area(m)
+			fmt.Fprintf(&b, "\n%s:", of)
+		}
+		fmt.Fprintf(&b, "\n%s %s", name(m), strings.Join(line, " "))
 	}
-	b.WriteString("};\n")
+	b.WriteString("`;\n")
 	return b.String()
 }
+
+// asItIs matches a field that is neither converted nor has a default.
+var asItIs = regexp.MustCompile(`^\w+(\.|\?\.?)$`)
 
 // key names a message in the table.
 func key(m protoreflect.MessageDescriptor) string { return area(m) + "." + name(m) }

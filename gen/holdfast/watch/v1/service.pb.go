@@ -104,6 +104,7 @@ type Item struct {
 	//	*Item_Api
 	//	*Item_List
 	//	*Item_State
+	//	*Item_Preferences
 	Of            isItem_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -232,6 +233,15 @@ func (x *Item) GetState() *StateItem {
 	return nil
 }
 
+func (x *Item) GetPreferences() bool {
+	if x != nil {
+		if x, ok := x.Of.(*Item_Preferences); ok {
+			return x.Preferences
+		}
+	}
+	return false
+}
+
 type isItem_Of interface {
 	isItem_Of()
 }
@@ -277,6 +287,11 @@ type Item_State struct {
 	State *StateItem `protobuf:"bytes,10,opt,name=state,proto3,oneof"`
 }
 
+type Item_Preferences struct {
+	// The caller's preferences in force, by their key `preferences`: what GetPreferences calls effective.
+	Preferences bool `protobuf:"varint,11,opt,name=preferences,proto3,oneof"`
+}
+
 func (*Item_Conversation) isItem_Of() {}
 
 func (*Item_Session) isItem_Of() {}
@@ -292,6 +307,8 @@ func (*Item_Api) isItem_Of() {}
 func (*Item_List) isItem_Of() {}
 
 func (*Item_State) isItem_Of() {}
+
+func (*Item_Preferences) isItem_Of() {}
 
 // ConversationItem is a conversation (key `conversation`), its newest messages (`messages/<seq>`) and its records
 // (`intents/<seq>`, `flow_steps/<seq>`, `tool_calls/<seq>`, `summaries/<seq>`, `fragments/<seq>`). It begins with the messages
@@ -917,6 +934,7 @@ type Thing struct {
 	//	*Thing_Call
 	//	*Thing_Object
 	//	*Thing_Entry
+	//	*Thing_Preferences
 	Thing         isThing_Thing `protobuf_oneof:"thing"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1074,6 +1092,15 @@ func (x *Thing) GetEntry() *v1.Entry {
 	return nil
 }
 
+func (x *Thing) GetPreferences() *v12.Preferences {
+	if x != nil {
+		if x, ok := x.Thing.(*Thing_Preferences); ok {
+			return x.Preferences
+		}
+	}
+	return nil
+}
+
 type isThing_Thing interface {
 	isThing_Thing()
 }
@@ -1138,6 +1165,11 @@ type Thing_Entry struct {
 	Entry *v1.Entry `protobuf:"bytes,13,opt,name=entry,proto3,oneof"`
 }
 
+type Thing_Preferences struct {
+	// By `preferences`.
+	Preferences *v12.Preferences `protobuf:"bytes,14,opt,name=preferences,proto3,oneof"`
+}
+
 func (*Thing_Conversation) isThing_Thing() {}
 
 func (*Thing_Message) isThing_Thing() {}
@@ -1161,6 +1193,8 @@ func (*Thing_Call) isThing_Thing() {}
 func (*Thing_Object) isThing_Thing() {}
 
 func (*Thing_Entry) isThing_Thing() {}
+
+func (*Thing_Preferences) isThing_Thing() {}
 
 // Signal is what a live connection says at the moment. It is not stored, and a slow reader may miss it.
 type Signal struct {
@@ -1326,7 +1360,7 @@ const file_holdfast_watch_v1_service_proto_rawDesc = "" +
 	"\fWatchRequest\x12\x94\x01\n" +
 	"\x05items\x18\x01 \x03(\v2\x17.holdfast.watch.v1.ItemBe\xbaHb\xba\x01X\n" +
 	"\ritems.item_id\x12&item_id must be different in each item\x1a\x1fthis.map(i, i.item_id).unique()\x92\x01\x04\b\x01\x10 R\x05items\x12-\n" +
-	"\tmax_bytes\x18\x02 \x01(\x05B\x10\xbaH\r\xd8\x01\x01\x1a\b\x18\x80\x80@(\x80\x80\x04R\bmaxBytes\"\xae\x04\n" +
+	"\tmax_bytes\x18\x02 \x01(\x05B\x10\xbaH\r\xd8\x01\x01\x1a\b\x18\x80\x80@(\x80\x80\x04R\bmaxBytes\"\xdb\x04\n" +
 	"\x04Item\x12\"\n" +
 	"\aitem_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04 \x01(@R\x06itemId\x12 \n" +
 	"\x06cursor\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\x06cursor\x12I\n" +
@@ -1339,7 +1373,8 @@ const file_holdfast_watch_v1_service_proto_rawDesc = "" +
 	"\x03api\x18\b \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$H\x00R\x03api\x121\n" +
 	"\x04list\x18\t \x01(\v2\x1b.holdfast.watch.v1.ListItemH\x00R\x04list\x124\n" +
 	"\x05state\x18\n" +
-	" \x01(\v2\x1c.holdfast.watch.v1.StateItemH\x00R\x05stateB\v\n" +
+	" \x01(\v2\x1c.holdfast.watch.v1.StateItemH\x00R\x05state\x12+\n" +
+	"\vpreferences\x18\v \x01(\bB\a\xbaH\x04j\x02\b\x01H\x00R\vpreferencesB\v\n" +
 	"\x02of\x12\x05\xbaH\x02\b\x01\"\xa4\x01\n" +
 	"\x10ConversationItem\x12E\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12/\n" +
@@ -1381,7 +1416,7 @@ const file_holdfast_watch_v1_service_proto_rawDesc = "" +
 	"\x06absent\x18\x03 \x01(\bR\x06absent\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\x03R\aversion\x12*\n" +
 	"\x03put\x18\x05 \x03(\v2\x18.holdfast.watch.v1.ThingR\x03put\x12\x18\n" +
-	"\aremoved\x18\x06 \x03(\tR\aremoved\"\xd0\x05\n" +
+	"\aremoved\x18\x06 \x03(\tR\aremoved\"\x96\x06\n" +
 	"\x05Thing\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12L\n" +
 	"\fconversation\x18\x02 \x01(\v2&.holdfast.conversation.v1.ConversationH\x00R\fconversation\x12=\n" +
@@ -1396,7 +1431,8 @@ const file_holdfast_watch_v1_service_proto_rawDesc = "" +
 	" \x01(\v2\x1d.holdfast.coordination.v1.ApiH\x00R\x03api\x124\n" +
 	"\x04call\x18\v \x01(\v2\x1e.holdfast.coordination.v1.CallH\x00R\x04call\x123\n" +
 	"\x06object\x18\f \x01(\v2\x19.holdfast.state.v1.ObjectH\x00R\x06object\x120\n" +
-	"\x05entry\x18\r \x01(\v2\x18.holdfast.state.v1.EntryH\x00R\x05entryB\a\n" +
+	"\x05entry\x18\r \x01(\v2\x18.holdfast.state.v1.EntryH\x00R\x05entry\x12D\n" +
+	"\vpreferences\x18\x0e \x01(\v2 .holdfast.project.v1.PreferencesH\x00R\vpreferencesB\a\n" +
 	"\x05thing\"\x90\x01\n" +
 	"\x06Signal\x12:\n" +
 	"\x05voice\x18\x01 \x01(\v2$.holdfast.conversation.v1.VoiceStateR\x05voice\x12'\n" +
@@ -1455,9 +1491,10 @@ var file_holdfast_watch_v1_service_proto_goTypes = []any{
 	(*v15.Call)(nil),               // 28: holdfast.coordination.v1.Call
 	(*v1.Object)(nil),              // 29: holdfast.state.v1.Object
 	(*v1.Entry)(nil),               // 30: holdfast.state.v1.Entry
-	(*v11.VoiceState)(nil),         // 31: holdfast.conversation.v1.VoiceState
-	(*v16.Problem)(nil),            // 32: holdfast.error.v1.Problem
-	(*timestamppb.Timestamp)(nil),  // 33: google.protobuf.Timestamp
+	(*v12.Preferences)(nil),        // 31: holdfast.project.v1.Preferences
+	(*v11.VoiceState)(nil),         // 32: holdfast.conversation.v1.VoiceState
+	(*v16.Problem)(nil),            // 33: holdfast.error.v1.Problem
+	(*timestamppb.Timestamp)(nil),  // 34: google.protobuf.Timestamp
 }
 var file_holdfast_watch_v1_service_proto_depIdxs = []int32{
 	1,  // 0: holdfast.watch.v1.WatchRequest.items:type_name -> holdfast.watch.v1.Item
@@ -1489,16 +1526,17 @@ var file_holdfast_watch_v1_service_proto_depIdxs = []int32{
 	28, // 26: holdfast.watch.v1.Thing.call:type_name -> holdfast.coordination.v1.Call
 	29, // 27: holdfast.watch.v1.Thing.object:type_name -> holdfast.state.v1.Object
 	30, // 28: holdfast.watch.v1.Thing.entry:type_name -> holdfast.state.v1.Entry
-	31, // 29: holdfast.watch.v1.Signal.voice:type_name -> holdfast.conversation.v1.VoiceState
-	32, // 30: holdfast.watch.v1.Ended.problem:type_name -> holdfast.error.v1.Problem
-	33, // 31: holdfast.watch.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
-	0,  // 32: holdfast.watch.v1.WatchService.Watch:input_type -> holdfast.watch.v1.WatchRequest
-	7,  // 33: holdfast.watch.v1.WatchService.Watch:output_type -> holdfast.watch.v1.WatchResponse
-	33, // [33:34] is the sub-list for method output_type
-	32, // [32:33] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	31, // 29: holdfast.watch.v1.Thing.preferences:type_name -> holdfast.project.v1.Preferences
+	32, // 30: holdfast.watch.v1.Signal.voice:type_name -> holdfast.conversation.v1.VoiceState
+	33, // 31: holdfast.watch.v1.Ended.problem:type_name -> holdfast.error.v1.Problem
+	34, // 32: holdfast.watch.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
+	0,  // 33: holdfast.watch.v1.WatchService.Watch:input_type -> holdfast.watch.v1.WatchRequest
+	7,  // 34: holdfast.watch.v1.WatchService.Watch:output_type -> holdfast.watch.v1.WatchResponse
+	34, // [34:35] is the sub-list for method output_type
+	33, // [33:34] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_watch_v1_service_proto_init() }
@@ -1515,6 +1553,7 @@ func file_holdfast_watch_v1_service_proto_init() {
 		(*Item_Api)(nil),
 		(*Item_List)(nil),
 		(*Item_State)(nil),
+		(*Item_Preferences)(nil),
 	}
 	file_holdfast_watch_v1_service_proto_msgTypes[6].OneofWrappers = []any{
 		(*ListItem_Conversations)(nil),
@@ -1542,6 +1581,7 @@ func file_holdfast_watch_v1_service_proto_init() {
 		(*Thing_Call)(nil),
 		(*Thing_Object)(nil),
 		(*Thing_Entry)(nil),
+		(*Thing_Preferences)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

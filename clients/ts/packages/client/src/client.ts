@@ -35,6 +35,11 @@ export interface Options {
   attemptTimeout?: number | undefined;
   /** How many milliseconds a watch may be silent before it connects again; 45,000, which is three heartbeats. */
   watchTimeout?: number | undefined;
+  /**
+   * Tabs of a browser whose clients have the same name here share their watches: one of them holds the stream. Those that share a session do so
+   * by default; with a `token`, give the user's id: whoever has the same name sees what the others see. null: no sharing.
+   */
+  tabs?: string | null | undefined;
   /** In place of the global one. */
   fetch?: typeof globalThis.fetch | undefined;
   /** More headers for every call. */
@@ -51,7 +56,7 @@ export interface Status {
   readonly reachable: boolean;
 }
 
-/** A Holdfast, as its calls are made. Making it does no I/O. */
+/** A Holdfast, as its calls are made. Making it does no I/O. `await using` ends its watches. */
 export interface Holdfast extends Handles, AsyncDisposable {
   /** Every call of the server, as the server has it. */
   readonly rpc: Rpc;
@@ -100,8 +105,15 @@ export function holdfast(options: Options): Holdfast {
     transport.credentials = tokens;
   }
   const calls = rpc(transport);
+  const shares = typeof options.session === "function" || (options.session && options.session.storage === undefined);
+  const name = options.tabs === undefined && shares ? "" : options.tabs;
+  const watcher = new Watcher(
+    calls,
+    { silence: options.watchTimeout ?? 45_000, begin: transport.attemptTimeout },
+    typeof name === "string" ? `holdfast:${url}:watch:${name}` : undefined,
+  );
   return {
-    ...handles(calls, new Watcher(calls, { silence: options.watchTimeout ?? 45_000, begin: transport.attemptTimeout })),
+    ...handles(calls, watcher),
     rpc: calls,
     is,
     as: (user) => holdfast({ ...options, user }),
@@ -127,6 +139,7 @@ export function holdfast(options: Options): Holdfast {
       },
     },
     async [Symbol.asyncDispose]() {
+      watcher.close();
       tokens?.close();
     },
   };

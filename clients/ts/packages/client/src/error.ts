@@ -10,6 +10,12 @@ import type {
   Violations,
 } from "./gen/error.ts";
 
+/** Where a value does not fit its schema, and why. */
+export interface SchemaIssue {
+  readonly message: string;
+  readonly path?: readonly (PropertyKey | { readonly key: PropertyKey })[] | undefined;
+}
+
 /** Why a call failed without an answer of Holdfast's. */
 export type ClientReason =
   /** No answer came, or only a proxy's: the change may have happened. Sent again with its `requestId` it happens once. */
@@ -19,7 +25,9 @@ export type ClientReason =
   /** Nobody is signed in. Nothing is sent until `signIn()`, here or in another tab. */
   | "SIGNED_OUT"
   /** The application's `signIn` threw or took too long; `cause` has its error. Later calls try it again. */
-  | "SIGN_IN_FAILED";
+  | "SIGN_IN_FAILED"
+  /** What is stored, or was to be written, does not fit the object's schema; `issues` say where. */
+  | "SCHEMA_MISMATCH";
 
 /** Why a call failed: the server's reasons, of docs/errors.md, and the client's own. */
 export type Reason = ServerReason | ClientReason;
@@ -51,12 +59,19 @@ export class HoldfastError extends Error {
   readonly transition?: Transition | undefined;
   /** Of HISTORY_GONE. */
   readonly history?: History | undefined;
+  /** Of SCHEMA_MISMATCH: what the schema says. */
+  readonly issues?: readonly SchemaIssue[] | undefined;
 
   constructor(
     message: string,
     call: string,
     problem: Partial<Problem> & { reason: string; retry: Retry },
-    more: { requestId?: string | undefined; retryAfter?: number | undefined; cause?: unknown } = {},
+    more: {
+      requestId?: string | undefined;
+      retryAfter?: number | undefined;
+      cause?: unknown;
+      issues?: readonly SchemaIssue[] | undefined;
+    } = {},
   ) {
     super(`${call}: ${message}`, more.cause === undefined ? undefined : { cause: more.cause });
     this.reason = problem.reason as Reason;
@@ -71,6 +86,7 @@ export class HoldfastError extends Error {
     this.held = problem.held;
     this.transition = problem.transition;
     this.history = problem.history;
+    this.issues = more.issues;
   }
 }
 

@@ -1,5 +1,6 @@
+import { type Assistant, type AssistantOptions, assistant } from "./assistant.ts";
 import type { CallOptions } from "./call.ts";
-import { is } from "./error.ts";
+import { type Change, pages, retried } from "./change.ts";
 import type * as conversation from "./gen/conversation.ts";
 import type * as coordination from "./gen/coordination.ts";
 import type * as inspect from "./gen/inspect.ts";
@@ -9,17 +10,18 @@ import type * as project from "./gen/project.ts";
 import type { Rpc } from "./gen/rpc.ts";
 import type * as session from "./gen/session.ts";
 import type { ItemInput } from "./gen/watch.ts";
-import { type ConversationView, conversationView, type View, type Watch, type Watched, type Watcher, watched } from "./watch.ts";
-
-/** What a change takes besides the change. */
-export interface Change extends CallOptions {
-  /** The version that the caller has seen. Where there is another the call fails with VERSION_MISMATCH; 0: the object must not exist. */
-  ifVersion?: number | undefined;
-  /** Made by the client unless it is given here: to repeat a call whose outcome is not known, or where the caller has an id that fits. */
-  requestId?: string | undefined;
-  /** Fields to replace or clear, where the change alone would merge or leave them: `title,labels`. */
-  updateMask?: string | undefined;
-}
+import type { ObjectType, Schemas, StandardSchema, StateHandle } from "./state.ts";
+import {
+  asItIs,
+  type ConversationView,
+  conversationView,
+  projectView,
+  taskView,
+  type View,
+  type Watch,
+  type Watched,
+  type Watcher,
+} from "./watch.ts";
 
 /** A request without what the handle or the call's other arguments have. */
 type Without<R, K extends keyof R> = Omit<R, K>;
@@ -50,6 +52,13 @@ export interface Handles {
   apis(options?: CallOptions): All<coordination.Api>;
   /** Linear's issues. */
   readonly linear: LinearHandle;
+  /**
+   * What an assistant's page holds, as one live value: the conversation with its messages and its voice, the user's sessions, and the context of
+   * the project that the user works on.
+   */
+  assistant(conversationId: string, options?: AssistantOptions): Watch<Assistant>;
+  /** An object of a type of your own; `owner` as in `hf.rpc.state`. */
+  state<S extends StandardSchema, C extends Schemas>(type: ObjectType<S, C>, name: string, owner?: string): StateHandle<S, C>;
   /** Any object, as it is stored and as it was. */
   inspect(kind: string, objectId: string): InspectHandle;
   /** Anything that can be watched, such as `{ list: { tasks: { open: true } } }`. All watches of a client share a stream. */
@@ -113,7 +122,7 @@ export interface ConversationHandle {
     request?: Without<conversation.ForkConversationRequest, "conversationId" | "requestId" | "ifVersion">,
     options?: Change,
   ): Promise<conversation.Conversation>;
-  /** Follows it, from so many of its newest messages on. */
+  /** Follows it, from so many of its newest messages on: what is stored and, with `signals`, what is said right now. */
   watch(options?: { messages?: number; signals?: boolean }): Watch<ConversationView>;
   /** Its connection to Gemini Live. */
   readonly live: LiveHandle;
@@ -269,8 +278,10 @@ export function handles(rpc: Rpc, watcher: Watcher): Handles {
       issues: (filter, o = {}) => pages(rpc.linear.listIssues, { filter, withPayload: o.payload }, (a) => a.issues, o),
       putIssues: async (issues, o) => (await rpc.linear.putIssues({ ...ids(o), issues }, o)).results,
     },
+    assistant: (id, o) => assistant(watcher, id, o),
+    state: (type, name, owner) => type.open(rpc, watcher, name, owner),
     inspect: (kind, objectId) => inspectHandle(rpc, { kind, objectId }),
-    watch: (item) => watcher.watch(item, (view) => view),
+    watch: (item) => watcher.watch(item, asItIs),
   };
 }
 
@@ -324,7 +335,7 @@ function projectHandle({ project: p }: Rpc, watcher: Watcher, projectId: string)
     delete: async (o) => (await p.deleteProject({ ...ids(o), projectId }, o)).existed,
     context: (request, o) => p.getProjectContext({ ...request, projectId }, o),
     tasks: (filter, o) => pages(p.listTasks, { filter: { ...filter, projectId } }, (a) => a.tasks, o),
-    watch: () => watcher.watch({ projectId }, watched("project")),
+    watch: () => watcher.watch({ projectId }, projectView),
   };
 }
 
@@ -339,7 +350,7 @@ function taskHandle({ project: p }: Rpc, watcher: Watcher, taskId: string): Task
       ),
     delete: async (o) => (await p.deleteTask({ ...ids(o), taskId }, o)).existed,
     transitions: (o) => pages(p.getTask, { taskId }, (a) => a.transitions, o),
-    watch: () => watcher.watch({ taskId }, watched("task")),
+    watch: () => watcher.watch({ taskId }, taskView),
   };
 }
 
@@ -393,20 +404,6 @@ function has<T>(value: T | undefined): T {
   return value;
 }
 
-async function* pages<R extends { pageToken?: string | undefined }, A extends { nextPageToken: string }, T>(
-  list: (request: R, options?: CallOptions) => Promise<A>,
-  request: NoInfer<R>,
-  items: (answer: A) => T[],
-  options?: CallOptions,
-): AsyncGenerator<T, void, undefined> {
-  for (let pageToken: string | undefined; ; ) {
-    const answer = await list({ ...request, pageToken }, options);
-    yield* items(answer);
-    pageToken = answer.nextPageToken;
-    if (!pageToken) return;
-  }
-}
-
 /** revise writes a change, or what a function makes of the object, with the version that the function was shown, until no one was faster. */
 async function revise<T extends { version: number }, I>(
   read: (options?: CallOptions) => Promise<T>,
@@ -415,12 +412,8 @@ async function revise<T extends { version: number }, I>(
   write: (value: I, how: ReturnType<typeof change>) => Promise<T>,
 ): Promise<T> {
   if (typeof to !== "function") return await write(to, change(o));
-  for (let tries = 1; ; tries++) {
-    const now = await read(o && { signal: o.signal, timeout: o.timeout });
-    try {
-      return await write((to as (now: T) => I)(now), { ...change(o), ifVersion: now.version });
-    } catch (e) {
-      if (tries === 10 || !is(e, "VERSION_MISMATCH")) throw e;
-    }
-  }
+  return await retried(o, async (call) => {
+    const now = await read(call);
+    return await write((to as (now: T) => I)(now), { ...change(o), ifVersion: now.version });
+  });
 }

@@ -1,6 +1,8 @@
+export type { Assistant, AssistantOptions } from "./assistant.ts";
 export type { CallOptions } from "./call.ts";
+export type { Change } from "./change.ts";
 export { type Holdfast, holdfast, type Options, type Status } from "./client.ts";
-export { type ClientReason, HoldfastError, is, type Reason } from "./error.ts";
+export { type ClientReason, HoldfastError, is, type Reason, type SchemaIssue } from "./error.ts";
 export type * as conversation from "./gen/conversation.ts";
 export type * as coordination from "./gen/coordination.ts";
 export type * as error from "./gen/error.ts";
@@ -15,5 +17,18 @@ export type * as type from "./gen/type.ts";
 export type * as watch from "./gen/watch.ts";
 export type * from "./handles.ts";
 export type { Bytes, Duration, FieldMask, Json, JsonObject, Timestamp, TimestampInput } from "./json.ts";
+export {
+  type Collection,
+  type Collections,
+  defineObject,
+  type ObjectType,
+  type Schemas,
+  type StandardSchema,
+  type StateChange,
+  type StateEntry,
+  type StateHandle,
+  type StateQueries,
+  type StateView,
+} from "./state.ts";
 export type { SignedIn, SignIn, Standing } from "./tokens.ts";
-export type { ConversationView, View, Watch, Watched } from "./watch.ts";
+export type { ConversationView, View, Voice, Watch, Watched } from "./watch.ts";

@@ -21,13 +21,21 @@ interface Field {
   of: string;
 }
 
+const lines = new Map<string, string>();
 const parsed = new Map<string, Field[]>();
 
 function fields(message: string): Field[] {
+  let area = "";
+  if (lines.size === 0)
+    for (const line of schema.split("\n")) {
+      const [, name, rest = ""] = /^(\w+) (.*)/.exec(line) ?? [];
+      if (name) lines.set(`${area}.${name}`, rest);
+      else area = line.slice(0, -1);
+    }
   let list = parsed.get(message);
   if (!list) {
     list = [];
-    for (const text of schema[message]?.split(" ") ?? []) {
+    for (const text of lines.get(message)?.split(" ") ?? []) {
       const [, name = "", many = "", kind = "", of = ""] = /^(\w+)([*%?]?)([#!.~@]?)(.*)$/.exec(text) ?? [];
       list.push({ name, many, kind, of: kind === "@" && !of.includes(".") ? `${message.split(".")[0]}.${of}` : of });
     }

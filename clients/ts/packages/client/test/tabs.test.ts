@@ -1,9 +1,9 @@
 // What only tabs of one browser have: a storage, locks and messages that they share.
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
-import type { Page } from "playwright-core";
+import type { BrowserContext, Page } from "playwright-core";
 import { type Server, start } from "../../../test/server.ts";
-import { holdfast, type SignedIn } from "../src/index.ts";
+import { type ConversationView, type Holdfast, holdfast, type SignedIn, type View, type Watch } from "../src/index.ts";
 import { inChromium, type Pages } from "./environments.ts";
 
 describe("tabs", { concurrency: false }, () => {
@@ -17,39 +17,45 @@ describe("tabs", { concurrency: false }, () => {
     await server?.stop();
   });
 
-  /** open opens tabs of one browser, as a user who is signed in at the application; each sees its access tokens expire at once. */
-  async function open(count: number): Promise<{ tabs: Page[]; refreshes: () => number; end: () => Promise<void>; user: string }> {
+  /** open opens tabs of one browser, as a user who is signed in at the application; each sees its access tokens expire after so long. */
+  async function open(
+    count: number,
+    expires = "0s",
+  ): Promise<{ tabs: Page[]; refreshes: () => number; end: () => Promise<void>; user: string; context: BrowserContext }> {
     const context = await chromium.browser.newContext();
     const user = `u-${Math.random().toString(36).slice(2)}`;
     let refreshes = 0;
     await context.exposeFunction("signIn", async () => {
       const { tokens } = await holdfast({ url: server.api, token: server.token }).rpc.session.createSession({ user });
-      return { ...tokens, accessExpiresIn: "0s" };
+      return { ...tokens, accessExpiresIn: expires };
     });
     await context.exposeFunction("refreshed", () => refreshes++);
     const tabs = await Promise.all(Array.from({ length: count }, () => chromium.page(context)));
     for (const tab of tabs)
-      await tab.evaluate(async (url) => {
-        const path = "/client.js";
-        const { holdfast } = (await import(path)) as typeof import("../src/index.ts");
-        const page = globalThis as unknown as {
-          signIn: () => Promise<SignedIn>;
-          refreshed: () => void;
-          hf: ReturnType<typeof holdfast>;
-        };
-        page.hf = holdfast({
-          url,
-          session: page.signIn,
-          async fetch(input, init) {
-            const response = await fetch(input, init);
-            if (!String(input).endsWith("/RefreshSession") || !response.ok) return response;
-            page.refreshed();
-            const answer = (await response.json()) as { tokens: SignedIn };
-            return Response.json({ tokens: { ...answer.tokens, accessExpiresIn: "0s" } });
-          },
-        });
-      }, server.api);
-    return { tabs, refreshes: () => refreshes, end: () => context.close(), user };
+      await tab.evaluate(
+        async ([url, expires]) => {
+          const path = "/client.js";
+          const { holdfast } = (await import(path)) as typeof import("../src/index.ts");
+          const page = globalThis as unknown as {
+            signIn: () => Promise<SignedIn>;
+            refreshed: () => void;
+            hf: ReturnType<typeof holdfast>;
+          };
+          page.hf = holdfast({
+            url,
+            session: page.signIn,
+            async fetch(input, init) {
+              const response = await fetch(input, init);
+              if (!String(input).endsWith("/RefreshSession") || !response.ok) return response;
+              page.refreshed();
+              const answer = (await response.json()) as { tokens: SignedIn };
+              return Response.json({ tokens: { ...answer.tokens, accessExpiresIn: expires } });
+            },
+          });
+        },
+        [server.api, expires] as const,
+      );
+    return { tabs, refreshes: () => refreshes, end: () => context.close(), user, context };
   }
 
   const session = (tab: Page) =>
@@ -114,6 +120,145 @@ describe("tabs", { concurrency: false }, () => {
     await tabs[0]?.close();
     assert.equal(new Set(await Promise.all(others)).size, 1);
     assert.deepEqual(await Promise.all(tabs.slice(1).map(standing)), ["in", "in"]);
+    await end();
+  });
+
+  interface Watching {
+    hf: Holdfast;
+    talk: Watch<ConversationView>;
+    others: Watch<View>[];
+  }
+  /** follow has a tab watch a conversation, and three other things. */
+  const follow = (tab: Page, id: string) =>
+    tab.evaluate((id) => {
+      const page = globalThis as unknown as Watching;
+      page.talk = page.hf.conversation(id).watch({ messages: 100 });
+      page.others = [
+        page.hf.watch({ session: {} }),
+        page.hf.watch({ list: { tasks: { open: true } } }),
+        page.hf.watch({ preferences: true }),
+      ];
+      for (const watch of [page.talk, ...page.others]) watch.subscribe(() => {});
+    }, id);
+  /** reaches waits until a tab shows so many messages and all else, and resolves to the messages. */
+  const reaches = async (tab: Page, count: number): Promise<string[]> => {
+    await tab.waitForFunction(
+      (count) => {
+        const page = globalThis as unknown as Watching;
+        return page.talk.get()?.messages.length === count && page.others.every((w) => w.get());
+      },
+      count,
+      { timeout: 30_000, polling: 20 },
+    );
+    return await tab.evaluate(() => (globalThis as unknown as Watching).talk.get()?.messages.map((m) => m.text) ?? []);
+  };
+  /** streams has, for each stream that was opened, which tab did it; the last one leads. */
+  function streams(tabs: Page[]): Page[] {
+    const opened: Page[] = [];
+    for (const tab of tabs)
+      tab.on("request", (r) => void (r.url().endsWith("/Watch") && r.method() === "POST" && opened.push(tab)));
+    return opened;
+  }
+  /** writer appends to the conversation as the user's backend. */
+  const writer = (user: string, id: string) => {
+    const texts: string[] = [];
+    const talk = holdfast({ url: server.api, token: server.token, user }).conversation(id);
+    return {
+      texts,
+      async write() {
+        texts.push(`m${texts.length}`);
+        await talk.append({ role: "user", text: texts.at(-1) }, { createIfMissing: true });
+      },
+    };
+  };
+
+  test("seven tabs with four watches each are one stream, and every tab can call", { timeout: 120_000 }, async () => {
+    const { tabs, end, user } = await open(7, "900s");
+    const opened = streams(tabs);
+    const { write, texts } = writer(user, "seven");
+    await write();
+    await session(tabs[0] as Page);
+    for (const tab of tabs) await follow(tab, "seven");
+    for (const tab of tabs) assert.deepEqual(await reaches(tab, 1), texts);
+    for (let i = 2; i < 12; i++) {
+      await write();
+      for (const tab of tabs) assert.deepEqual(await reaches(tab, i), texts);
+    }
+    assert.equal(new Set(await Promise.all(tabs.map(session))).size, 1);
+    assert.equal(new Set(opened).size, 1, "the tabs with a stream");
+    // What a tab watches that no other does reaches it, too, and what it no longer watches is dropped.
+    const last = tabs.at(-1) as Page;
+    await last.evaluate(async () => {
+      const { hf } = globalThis as unknown as Watching;
+      for await (const view of hf.project("of-one-tab").watch()) {
+        if (view.value) break;
+        await hf.project("of-one-tab").put({ title: "Mine" });
+      }
+    });
+    assert.equal(new Set(opened).size, 1, "the tabs with a stream");
+    await end();
+  });
+
+  test("tabs whose leader closes go on with another, and miss nothing", { timeout: 120_000 }, async () => {
+    const { tabs, end, user } = await open(4, "900s");
+    const opened = streams(tabs);
+    const { write, texts } = writer(user, "closing");
+    await write();
+    for (const tab of tabs) await follow(tab, "closing");
+    for (const tab of tabs) await reaches(tab, 1);
+    const left = [...tabs];
+    while (left.length > 1) {
+      const leads = opened.at(-1) as Page;
+      left.splice(left.indexOf(leads), 1);
+      await Promise.all([leads.close(), write()]);
+      await write();
+      for (const tab of left) assert.deepEqual(await reaches(tab, texts.length), texts);
+    }
+    await end();
+  });
+
+  test("tabs whose leader is frozen go on with another, and the frozen one catches up when it thaws", {
+    timeout: 120_000,
+  }, async () => {
+    const { tabs, end, user, context } = await open(3, "900s");
+    const opened = streams(tabs);
+    const { write, texts } = writer(user, "frozen");
+    await write();
+    for (const tab of tabs) await follow(tab, "frozen");
+    for (const tab of tabs) await reaches(tab, 1);
+    for (const which of ["leader", "another"]) {
+      const frozen = tabs.find((tab) => (tab === opened.at(-1)) === (which === "leader")) as Page;
+      const others = tabs.filter((tab) => tab !== frozen);
+      const cdp = await context.newCDPSession(frozen);
+      await cdp.send("Page.setWebLifecycleState", { state: "frozen" });
+      await write();
+      for (const tab of others) assert.deepEqual(await reaches(tab, texts.length), texts);
+      await write();
+      for (const tab of others) assert.deepEqual(await reaches(tab, texts.length), texts);
+      const thawed = performance.now();
+      await cdp.send("Page.setWebLifecycleState", { state: "active" });
+      assert.deepEqual(await reaches(frozen, texts.length), texts);
+      console.log(`the ${which} was frozen, and resumed after ${Math.round(performance.now() - thawed)} ms`);
+      await write();
+      for (const tab of tabs) assert.deepEqual(await reaches(tab, texts.length), texts);
+    }
+    await end();
+  });
+
+  test("a sign-out ends the watches of all tabs, and a sign-in lets them begin again", { timeout: 60_000 }, async () => {
+    const { tabs, end, user } = await open(3, "900s");
+    const { write } = writer(user, "out");
+    await write();
+    for (const tab of tabs) await follow(tab, "out");
+    for (const tab of tabs) await reaches(tab, 1);
+    await tabs[1]?.evaluate(() => (globalThis as unknown as Watching).hf.signOut());
+    for (const tab of tabs) await tab.waitForFunction(() => (globalThis as unknown as Watching).talk.error() !== undefined);
+    await tabs[2]?.evaluate(() => (globalThis as unknown as Watching).hf.signIn());
+    for (const tab of tabs) {
+      await tab.waitForFunction(() => (globalThis as unknown as Watching).hf.status.get().signedIn === "in");
+      await follow(tab, "out");
+    }
+    for (const tab of tabs) await reaches(tab, 1);
     await end();
   });
 });

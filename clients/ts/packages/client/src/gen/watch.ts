@@ -99,6 +99,8 @@ export interface Thing {
   object?: state.Object | undefined;
   /** By `entries/<collection>/<key>`. */
   entry?: state.Entry | undefined;
+  /** By `preferences`. */
+  preferences?: project.Preferences | undefined;
 }
 
 /** WatchResponse is one message of the stream. */
@@ -156,6 +158,8 @@ export interface ItemInput {
   list?: ListItemInput | undefined;
   /** An object of StateService. */
   state?: StateItemInput | undefined;
+  /** The caller's preferences in force, by their key `preferences`: what GetPreferences calls effective. */
+  preferences?: boolean | undefined;
 }
 
 /**

@@ -1,5 +1,5 @@
 // The suite runs in Node, in Chromium and in workerd, so it has only what all three have.
-import { type Holdfast, type HoldfastError, holdfast, is, type Options, type Reason } from "../../src/index.ts";
+import { type Holdfast, type HoldfastError, holdfast, is, type Options, type Reason, type Watch } from "../../src/index.ts";
 
 /** What a run of the suite is given. */
 export interface World {
@@ -62,6 +62,12 @@ export async function fails(call: Promise<unknown>, reason: Reason): Promise<Hol
     throw new Error(`failed with ${e}, not with ${reason}`, { cause: e });
   }
   throw new Error(`succeeded, and should fail with ${reason}`);
+}
+
+/** until waits for a view that is as wanted, and leaves the watch. */
+export async function until<T>(watch: Watch<T>, wanted: (view: T) => boolean): Promise<T> {
+  for await (const view of watch) if (wanted(view)) return view;
+  throw new Error("the watch ended");
 }
 
 export async function all<T>(items: AsyncIterable<T>): Promise<T[]> {

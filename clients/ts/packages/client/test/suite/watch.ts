@@ -1,11 +1,5 @@
 import { type ConversationView, holdfast, type Watch } from "../../src/index.ts";
-import { broken, equal, fails, ok, service, several, test, unique, user } from "./harness.ts";
-
-/** until waits for a view that is as wanted, and leaves the watch. */
-async function until<T>(watch: Watch<T>, wanted: (view: T) => boolean): Promise<T> {
-  for await (const view of watch) if (wanted(view)) return view;
-  throw new Error("the watch ended");
-}
+import { broken, equal, fails, ok, service, several, test, unique, until, user } from "./harness.ts";
 
 const texts = (view: ConversationView) => view.messages.map((m) => m.text);
 
