@@ -8,6 +8,7 @@ import { build } from "esbuild";
 for (const [what, program, most] of [
   ["a client", `export { holdfast, is } from "./index.js";`, 15 * 1024],
   ["a client with objects of one's own", `export { holdfast, is, defineObject } from "./index.js";`, 17 * 1024],
+  ["a client with an outbox", `export { holdfast, is } from "./index.js"; export { outbox } from "./outbox.js";`, 17 * 1024],
 ] as const)
   test(`${what} is at most ${most / 1024} KB, minified and gzipped`, async () => {
     const { outputFiles } = await build({

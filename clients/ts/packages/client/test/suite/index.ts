@@ -4,6 +4,7 @@ import "./tokens.ts";
 import "./watch.ts";
 import "./live.ts";
 import "./state.ts";
+import "./outbox.ts";
 import "./chaos.ts";
 
 export { run, tests } from "./harness.ts";
