@@ -18,8 +18,8 @@ for (const name of readdirSync(packages))
     const wanted = readdirSync(`${dir}src`, { recursive: true, encoding: "utf8" })
       .filter((f) => f.endsWith(".ts"))
       .flatMap((f) => [".js", ".d.ts"].map((end) => `dist/${f.replace(/\.ts$/, end)}`));
-    const log = existsSync(`${dir}CHANGELOG.md`) ? ["CHANGELOG.md"] : [];
-    assert.deepEqual(files, [...log, "README.md", "package.json", ...wanted].sort());
-    if (log.length > 0)
+    const more = ["AGENTS.md", "CHANGELOG.md", "llms.txt"].filter((f) => existsSync(`${dir}${f}`));
+    assert.deepEqual(files, [...more, "README.md", "package.json", ...wanted].sort());
+    if (more.includes("CHANGELOG.md"))
       assert.ok(readFileSync(`${dir}CHANGELOG.md`, "utf8").includes(`\n## ${version}\n`), `${version} has no entry`);
   });
