@@ -94,6 +94,14 @@ export function holdfast(options: Options): Holdfast {
     credentials: byToken(options.token),
     reached: (reachable) => set({ reachable }),
   };
+  const calls = rpc(transport);
+  const shares = typeof options.session === "function" || (options.session && options.session.storage === undefined);
+  const name = options.tabs === undefined && shares ? "" : options.tabs;
+  const watcher = new Watcher(
+    calls,
+    { silence: options.watchTimeout ?? 45_000, begin: transport.attemptTimeout },
+    typeof name === "string" ? `holdfast:watch:${[url, options.user ?? "", name].map(encodeURIComponent)}` : undefined,
+  );
   let tokens: SessionTokens | undefined;
   if (options.session) {
     const refresh = async (token: string, signal: AbortSignal): Promise<Tokens | undefined> => {
@@ -101,17 +109,13 @@ export function holdfast(options: Options): Holdfast {
       return (await rpc(as).session.refreshSession({}, { signal })).tokens;
     };
     const signIn = typeof options.session === "function" ? { signIn: options.session } : options.session;
-    tokens = new SessionTokens(`holdfast:${url}`, signIn, refresh, (signedIn, reason) => set({ signedIn, reason }));
+    tokens = new SessionTokens(`holdfast:${url}`, signIn, refresh, (signedIn, reason) => {
+      set({ signedIn, reason });
+      // A stream that is open would go on with the token that it began with.
+      if (signedIn === "out") watcher.restart();
+    });
     transport.credentials = tokens;
   }
-  const calls = rpc(transport);
-  const shares = typeof options.session === "function" || (options.session && options.session.storage === undefined);
-  const name = options.tabs === undefined && shares ? "" : options.tabs;
-  const watcher = new Watcher(
-    calls,
-    { silence: options.watchTimeout ?? 45_000, begin: transport.attemptTimeout },
-    typeof name === "string" ? `holdfast:${url}:watch:${name}` : undefined,
-  );
   return {
     ...handles(calls, watcher),
     rpc: calls,
@@ -120,6 +124,7 @@ export function holdfast(options: Options): Holdfast {
     async signIn() {
       if (!tokens) throw new Error("signIn() is for clients that were made with `session`");
       await tokens.signIn();
+      watcher.restart(); // it may be someone else
     },
     async signOut({ everywhere, ...call } = {}) {
       try {

@@ -58,6 +58,7 @@ export class Tabs {
 
   close(): void {
     removeEventListener("pagehide", this.#bye);
+    clearTimeout(this.#soon);
     this.#bye();
     this.#waiting?.abort();
     this.#channel.close();

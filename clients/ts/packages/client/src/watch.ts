@@ -252,6 +252,7 @@ class Line {
           items: items.map((item, i) => ({ ...(JSON.parse(item.key) as ItemInput), itemId: String(i), cursor: item.cursor })),
         };
         for await (const message of this.#rpc.watch.watch(request, { signal: controller.signal })) {
+          if (restarted) break;
           this.#due = now() + this.#patience.silence;
           failures = 0;
           const item = items[Number(message.itemId || -1)];
@@ -333,6 +334,7 @@ export class Watcher {
       error: () => current()?.error ?? shown()?.error,
       closed: () => this.closed,
       subscribe: (changed) => {
+        if (this.closed) return () => {};
         const listener = () => changed(); // of its own, so that one function may subscribe twice
         const mine = this.#item(key);
         mine.listeners.add(listener);
@@ -360,6 +362,7 @@ export class Watcher {
   close(): void {
     this.closed = true;
     this.#tabs?.close();
+    this.#tabs = undefined;
     for (const item of this.#items.values()) {
       this.#leave(item);
       item.tell();
@@ -408,6 +411,8 @@ export class Watcher {
         this.#lines.push(item.line);
       }
     }
+    // A tab asks each second; that must not hurry a stream that waits for its next try.
+    if (item.line.items.has(item)) return;
     item.line.items.add(item);
     item.line.changed();
   }

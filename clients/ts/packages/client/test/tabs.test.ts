@@ -1,7 +1,7 @@
 // What only tabs of one browser have: a storage, locks and messages that they share.
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
-import type { BrowserContext, Page } from "playwright-core";
+import type { BrowserContext, CDPSession, Page } from "playwright-core";
 import { type Server, start } from "../../../test/server.ts";
 import { type ConversationView, type Holdfast, holdfast, type SignedIn, type View, type Watch } from "../src/index.ts";
 import { inChromium, type Pages } from "./environments.ts";
@@ -21,7 +21,14 @@ describe("tabs", { concurrency: false }, () => {
   async function open(
     count: number,
     expires = "0s",
-  ): Promise<{ tabs: Page[]; refreshes: () => number; end: () => Promise<void>; user: string; context: BrowserContext }> {
+  ): Promise<{
+    tabs: Page[];
+    refreshes: () => number;
+    end: () => Promise<void>;
+    user: string;
+    context: BrowserContext;
+    begin: (tab: Page) => Promise<void>;
+  }> {
     const context = await chromium.browser.newContext();
     const user = `u-${Math.random().toString(36).slice(2)}`;
     let refreshes = 0;
@@ -31,8 +38,8 @@ describe("tabs", { concurrency: false }, () => {
     });
     await context.exposeFunction("refreshed", () => refreshes++);
     const tabs = await Promise.all(Array.from({ length: count }, () => chromium.page(context)));
-    for (const tab of tabs)
-      await tab.evaluate(
+    const begin = (tab: Page) =>
+      tab.evaluate(
         async ([url, expires]) => {
           const path = "/client.js";
           const { holdfast } = (await import(path)) as typeof import("../src/index.ts");
@@ -55,7 +62,8 @@ describe("tabs", { concurrency: false }, () => {
         },
         [server.api, expires] as const,
       );
-    return { tabs, refreshes: () => refreshes, end: () => context.close(), user, context };
+    for (const tab of tabs) await begin(tab);
+    return { tabs, refreshes: () => refreshes, end: () => context.close(), user, context, begin };
   }
 
   const session = (tab: Page) =>
@@ -127,6 +135,7 @@ describe("tabs", { concurrency: false }, () => {
     hf: Holdfast;
     talk: Watch<ConversationView>;
     others: Watch<View>[];
+    versions: number[];
   }
   /** follow has a tab watch a conversation, and three other things. */
   const follow = (tab: Page, id: string) =>
@@ -139,6 +148,8 @@ describe("tabs", { concurrency: false }, () => {
         page.hf.watch({ preferences: true }),
       ];
       for (const watch of [page.talk, ...page.others]) watch.subscribe(() => {});
+      page.versions = [];
+      page.talk.subscribe(() => page.versions.push(page.talk.get()?.version ?? 0));
     }, id);
   /** reaches waits until a tab shows so many messages and all else, and resolves to the messages. */
   const reaches = async (tab: Page, count: number): Promise<string[]> => {
@@ -153,8 +164,7 @@ describe("tabs", { concurrency: false }, () => {
     return await tab.evaluate(() => (globalThis as unknown as Watching).talk.get()?.messages.map((m) => m.text) ?? []);
   };
   /** streams has, for each stream that was opened, which tab did it; the last one leads. */
-  function streams(tabs: Page[]): Page[] {
-    const opened: Page[] = [];
+  function streams(tabs: Page[], opened: Page[] = []): Page[] {
     for (const tab of tabs)
       tab.on("request", (r) => void (r.url().endsWith("/Watch") && r.method() === "POST" && opened.push(tab)));
     return opened;
@@ -242,6 +252,86 @@ describe("tabs", { concurrency: false }, () => {
       await write();
       for (const tab of tabs) assert.deepEqual(await reaches(tab, texts.length), texts);
     }
+    await end();
+  });
+
+  test("tabs that close, open and freeze at random all end equal, and never go back", {
+    timeout: 120_000,
+  }, async () => {
+    const { tabs, end, user, context, begin } = await open(4, "900s");
+    const opened = streams(tabs);
+    const { write, texts } = writer(user, "random");
+    await write();
+    for (const tab of tabs) await follow(tab, "random");
+    for (const tab of tabs) await reaches(tab, 1);
+    const frozen = new Map<Page, CDPSession>();
+    let seed = Date.now() % 1e6;
+    console.log(`seed: ${seed}`);
+    const dice = (n: number) => {
+      seed = (seed * 48271) % 2147483647;
+      return seed % n;
+    };
+    for (let round = 0; round < 16; round++) {
+      const tab = tabs[dice(tabs.length)] as Page;
+      const cdp = frozen.get(tab);
+      if (cdp) {
+        await cdp.send("Page.setWebLifecycleState", { state: "active" });
+        frozen.delete(tab);
+      } else if (dice(3) === 0 && frozen.size < tabs.length - 1) {
+        const cdp = await context.newCDPSession(tab);
+        await cdp.send("Page.setWebLifecycleState", { state: "frozen" });
+        frozen.set(tab, cdp);
+      } else if (dice(2) === 0 || tab === opened.at(-1)) {
+        await tab.close();
+        const next = await chromium.page(context);
+        await begin(next);
+        tabs[tabs.indexOf(tab)] = next;
+        streams([next], opened);
+        await follow(next, "random");
+      }
+      await write();
+      if (dice(2) === 0) continue;
+      for (const tab of tabs) if (!frozen.has(tab)) assert.deepEqual(await reaches(tab, texts.length), texts, `round ${round}`);
+    }
+    for (const cdp of frozen.values()) await cdp.send("Page.setWebLifecycleState", { state: "active" });
+    for (const tab of tabs) {
+      assert.deepEqual(await reaches(tab, texts.length), texts);
+      const versions = await tab.evaluate(() => (globalThis as unknown as Watching).versions);
+      assert.deepEqual(
+        versions,
+        [...versions].sort((a, b) => a - b),
+        "the versions that a tab has shown",
+      );
+    }
+    await end();
+  });
+
+  test("a client that is closed leaves the others their stream, and fails at nothing", { timeout: 60_000 }, async () => {
+    const { tabs, end, user } = await open(3, "900s");
+    const opened = streams(tabs);
+    const failures: string[] = [];
+    for (const tab of tabs) tab.on("pageerror", (e) => failures.push(String(e)));
+    const { write, texts } = writer(user, "disposed");
+    await write();
+    for (const tab of tabs) await follow(tab, "disposed");
+    for (const tab of tabs) await reaches(tab, 1);
+    const left = [...tabs];
+    while (left.length > 1) {
+      const leads = opened.at(-1) as Page;
+      left.splice(left.indexOf(leads), 1);
+      await leads.evaluate(async () => {
+        const { hf } = globalThis as unknown as Watching;
+        const stop = hf
+          .project("p")
+          .watch()
+          .subscribe(() => {});
+        await hf[Symbol.asyncDispose]();
+        stop();
+      });
+      await write();
+      for (const tab of left) assert.deepEqual(await reaches(tab, texts.length), texts);
+    }
+    assert.deepEqual(failures, []);
     await end();
   });
 

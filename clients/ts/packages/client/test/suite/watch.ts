@@ -168,6 +168,34 @@ test("a watch ends with SESSION_REVOKED, and nothing more is sent", async (world
   equal(streams, before, "the streams");
 });
 
+test("a sign-out ends the watches, also where the server cannot be told", async (world) => {
+  const name = unique("u");
+  const hf = holdfast({
+    url: world.api,
+    session: { storage: null, signIn: () => service(world).rpc.session.createSession({ user: name }) },
+    timeout: 1000,
+    fetch: (input, init) => (String(input).endsWith("/EndSessions") ? Promise.reject(new Error("away")) : fetch(input, init)),
+  });
+  await fails(
+    (async () => {
+      for await (const _ of hf.watch({ session: {} })) await hf.signOut({ timeout: 300 }).catch(() => {});
+    })(),
+    "SIGNED_OUT",
+  );
+});
+
+test("clients that act for different users share nothing, whatever their tabs are called", async (world) => {
+  const hf = service(world, { tabs: "one" });
+  const [ada, bob] = [hf.as(unique("ada")), hf.as(unique("bob"))];
+  await ada.preferences.update({ voice: "hers" });
+  const voice = async (as: typeof hf) =>
+    (await until(as.watch({ preferences: true }), (v) => v.things.size > 0)).things.get("preferences")?.preferences?.voice;
+  const stop = ada.watch({ preferences: true }).subscribe(() => {});
+  equal([await voice(ada), await voice(bob)], ["hers", undefined]);
+  stop();
+  for (const as of [hf, ada, bob]) await as[Symbol.asyncDispose]();
+});
+
 test("an item that may not be watched ends, and the others go on", async (world) => {
   const hf = user(world);
   const talk = hf.conversation(unique("c"));
