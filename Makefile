@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-TSAPI := clients/ts/packages/client/src/gen
+TSAPI := clients/ts/packages/client/src/gen clients/ts/packages/effect/src/gen
 TOOL := go tool -modfile=tools/go.mod
 IMAGE ?= holdfast:dev
 BENCH ?=
@@ -34,7 +34,7 @@ generate: ## Write gen/, docs/api/, docs/errors.md and the TypeScript client's t
 	rm -rf gen docs/api $(TSAPI)
 	$(TOOL) buf generate
 	$(TOOL) buf build --as-file-descriptor-set --output - | go run -C tools ./apidoc ../docs/api
-	$(TOOL) buf build --as-file-descriptor-set --output - | go run -C tools ./tsapi ../$(TSAPI)
+	$(TOOL) buf build --as-file-descriptor-set --output - | go run -C tools ./tsapi $(addprefix ../,$(TSAPI))
 	$(TOOL) sqlc generate
 	$(TOOL) genqlient
 	$(TOOL) buf build --output - --path proto/holdfast/error | go run ./handlers/problem/errorsdoc >docs/errors.md

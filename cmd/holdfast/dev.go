@@ -34,7 +34,7 @@ type devCmd struct {
 	Data      string `help:"Directory for the database and the secrets." env:"HOLDFAST_DATA" default:".data" type:"path"`
 	Ephemeral bool   `help:"Keep nothing: the database is thrown away at the end." env:"HOLDFAST_EPHEMERAL"`
 	Addr      string `help:"Address of the API." env:"HOLDFAST_ADDR" default:"127.0.0.1:8080" placeholder:"HOST:PORT"`
-	JSON      bool   `help:"When ready, print one line of JSON: api, tenant and token." name:"json"`
+	JSON      bool   `help:"When ready, print one line of JSON: api, tenant and token; with --ephemeral also database, as its owner." name:"json"`
 }
 
 // Run serves until ctx ends, or until its Postgres does.
@@ -69,7 +69,7 @@ func (c *devCmd) Run(ctx context.Context, w *console) (err error) {
 		}
 	}()
 	c.ListenURL = cmp.Or(c.ListenURL, box.url)
-	err = c.run(serving, w, log, box.db, secrets, c.Addr, func(api string) error { return c.greet(w, api, box.token) })
+	err = c.run(serving, w, log, box.db, secrets, c.Addr, func(api string) error { return c.greet(w, api, box) })
 	if ctx.Err() == nil && context.Cause(serving) != nil {
 		err = errors.Join(context.Cause(serving), err)
 	}
@@ -102,12 +102,18 @@ type greeting struct {
 	API    string `json:"api"`
 	Tenant string `json:"tenant"`
 	Token  string `json:"token"`
+	// Database is for tests, which make tenants of their own in it.
+	Database string `json:"database,omitempty"`
 }
 
 // greet says where the server is and how to call it, in a form that can be pasted.
-func (c *devCmd) greet(w *console, api, token string) error {
+func (c *devCmd) greet(w *console, api string, box *sandbox) error {
 	if c.JSON {
-		return json.NewEncoder(w.stdout).Encode(greeting{api, devTenant, token})
+		hello := greeting{API: api, Tenant: devTenant, Token: box.token}
+		if c.Ephemeral {
+			hello.Database = box.postgres.AdminURL()
+		}
+		return json.NewEncoder(w.stdout).Encode(hello)
 	}
 	kept := "kept nowhere"
 	if c.Data != "" {
@@ -128,7 +134,7 @@ Try it, in another terminal:
     -H "Authorization: Bearer $HOLDFAST_TOKEN" -H 'Content-Type: application/json' \
     -d '{"conversation": {"title": "Auth refactor"}, "shared": true}'
 
-`, api, devTenant, token, kept, api, token, conversationv1connect.ConversationServiceCreateConversationProcedure)
+`, api, devTenant, box.token, kept, api, box.token, conversationv1connect.ConversationServiceCreateConversationProcedure)
 	return err
 }
 

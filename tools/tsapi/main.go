@@ -35,15 +35,15 @@ var own = map[protoreflect.Name]bool{"IngestLive": true, "RefreshSession": true,
 
 func main() {
 	log.SetFlags(0)
-	if len(os.Args) != 2 {
-		log.Fatal("usage: buf build --as-file-descriptor-set --output - | tsapi DIRECTORY")
+	if len(os.Args) != 3 {
+		log.Fatal("usage: buf build --as-file-descriptor-set --output - | tsapi CLIENT_DIRECTORY EFFECT_DIRECTORY")
 	}
-	if err := write(os.Stdin, os.Args[1]); err != nil {
+	if err := write(os.Stdin, os.Args[1], os.Args[2]); err != nil {
 		log.Fatal("tsapi: ", err)
 	}
 }
 
-func write(in io.Reader, dir string) error {
+func write(in io.Reader, client, effect string) error {
 	files, err := descriptors.Read(in)
 	if err != nil {
 		return err
@@ -52,14 +52,22 @@ func write(in io.Reader, dir string) error {
 	if err != nil {
 		return err
 	}
-	out := map[string]string{"schema": a.schema(), "rpc": a.rpc()}
+	types := map[string]string{"schema": a.schema(), "rpc": a.rpc()}
+	schemas := map[string]string{"answers": a.answers()}
 	for area := range a.areas {
-		out[area] = a.file(area)
+		types[area], schemas[area] = a.file(area), a.effect(area)
 	}
+	if err := writeAll(client, types); err != nil {
+		return err
+	}
+	return writeAll(effect, schemas)
+}
+
+func writeAll(dir string, files map[string]string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // to be read by all
 		return err
 	}
-	for name, text := range out {
+	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(dir, name+".ts"), []byte(text), 0o644); err != nil { //nolint:gosec // to be read by all
 			return err
 		}

@@ -1,4 +1,4 @@
-import { HoldfastError, is, milliseconds } from "./error.ts";
+import { HoldfastError, is, milliseconds, type Reason } from "./error.ts";
 import type { Problem } from "./gen/error.ts";
 import { type Rpc, services } from "./gen/rpc.ts";
 import { decode, encode } from "./json.ts";
@@ -11,6 +11,8 @@ export interface CallOptions {
   signal?: AbortSignal | undefined;
   /** How many milliseconds the call may take with all its retries; 30,000 unless the client says otherwise. Streams have none. */
   timeout?: number | undefined;
+  /** More headers, such as `traceparent`. */
+  headers?: { [name: string]: string } | undefined;
 }
 
 /** Who a call is made as. */
@@ -32,6 +34,8 @@ export interface Transport {
   credentials: Credentials;
   /** reached is told of each answer of the server, and of each try that had none. */
   reached(yes: boolean): void;
+  /** As the client's option. */
+  read?: ((message: string, answer: unknown) => unknown) | undefined;
 }
 
 /** A call as the table of services has it. */
@@ -44,8 +48,13 @@ interface Method {
   mark: string;
 }
 
-/** rpc makes the functions of all services. They are made when they are first asked for. */
-export function rpc(transport: Transport): Rpc {
+/** rpc makes the functions of all services, whose calls have the options given here where they have none of their own. */
+export function rpc(transport: Transport, given: CallOptions = {}): Rpc {
+  const how = (o: CallOptions = {}): CallOptions => ({
+    signal: o.signal ?? given.signal,
+    timeout: o.timeout ?? given.timeout,
+    headers: { ...given.headers, ...o.headers },
+  });
   const out: { [service: string]: unknown } = {};
   for (const [service, [path, calls]] of Object.entries(services)) {
     const functions: { [call: string]: unknown } = {};
@@ -62,8 +71,8 @@ export function rpc(transport: Transport): Rpc {
       };
       functions[short] =
         mark === "*"
-          ? (request: object, options?: CallOptions) => stream(transport, method, request, options)
-          : (request?: object, options?: CallOptions) => unary(transport, method, request ?? {}, options);
+          ? (request: object, options?: CallOptions) => stream(transport, method, request, how(options))
+          : (request?: object, options?: CallOptions) => unary(transport, method, request ?? {}, how(options));
     }
     out[service] = functions;
   }
@@ -74,7 +83,7 @@ export function rpc(transport: Transport): Rpc {
  * unary makes a call until its outcome is known. The same bytes are sent each time, with the same request id, so that a change happens
  * once however often it is sent. What the server says of an error decides whether and when it is sent again.
  */
-async function unary(t: Transport, m: Method, request: object, options: CallOptions = {}): Promise<unknown> {
+async function unary(t: Transport, m: Method, request: object, options: CallOptions): Promise<unknown> {
   const body = encode(m.request, request as { [name: string]: unknown });
   if (m.mark === "!") body["requestId"] ||= id();
   if (m.mark === "+" && !body["peek"]) body["grantId"] ||= id();
@@ -98,7 +107,7 @@ async function unary(t: Transport, m: Method, request: object, options: CallOpti
       let error: HoldfastError;
       try {
         bearer = await t.credentials.bearer(signal);
-        return await send(t, m, sent, bearer, requestId, end, signal);
+        return await send(t, m, sent, bearer, requestId, end, signal, options.headers);
       } catch (e) {
         signal.throwIfAborted();
         if (!is(e)) throw e;
@@ -131,6 +140,7 @@ async function send(
   requestId: string | undefined,
   end: number,
   signal: AbortSignal,
+  headers: CallOptions["headers"],
 ): Promise<unknown> {
   const ms = t.attemptTimeout;
   let response: Response;
@@ -142,6 +152,7 @@ async function send(
       () => new Error(`none within ${ms} ms`),
       async (s) => {
         const r = await post(t, m, body, bearer, "application/json", s, {
+          ...headers,
           "Connect-Timeout-Ms": String(Math.max(1, Math.ceil(Math.min(ms, end - now())))),
         });
         if (!isJson(r)) throw await foreign(r, m, requestId);
@@ -154,7 +165,7 @@ async function send(
     throw unreachable(cause, m, requestId);
   }
   t.reached(true);
-  if (response.ok) return decoded(m, answer, requestId);
+  if (response.ok) return decoded(t, m, answer, requestId);
   throw problem(m, answer, requestId) ?? (await foreign(response, m, requestId));
 }
 
@@ -176,11 +187,14 @@ function post(
 
 const isJson = (r: Response): boolean => /^application\/json\b/.test(r.headers.get("Content-Type") ?? "");
 
-function decoded(m: Method, answer: { [name: string]: unknown }, requestId?: string): unknown {
+function decoded(t: Transport, m: Method, answer: { [name: string]: unknown }, requestId?: string): unknown {
+  let reason: Reason = "NUMBER_INEXACT";
   try {
-    return decode(m.response, answer);
+    const value = decode(m.response, answer);
+    reason = "ANSWER_UNREADABLE";
+    return t.read ? t.read(m.response, value) : value;
   } catch (cause) {
-    throw new HoldfastError((cause as Error).message, m.call, { reason: "NUMBER_INEXACT", retry: "never" }, { requestId, cause });
+    throw new HoldfastError((cause as Error).message, m.call, { reason, retry: "never" }, { requestId, cause });
   }
 }
 
@@ -218,12 +232,7 @@ function unreachable(cause: unknown, m: Method, requestId?: string): HoldfastErr
 }
 
 /** stream makes a call whose answers come one by one, once: who watches decides how to go on. */
-async function* stream(
-  t: Transport,
-  m: Method,
-  request: object,
-  options: CallOptions = {},
-): AsyncGenerator<unknown, void, undefined> {
+async function* stream(t: Transport, m: Method, request: object, options: CallOptions): AsyncGenerator<unknown, void, undefined> {
   const controller = new AbortController();
   const abort = () => controller.abort(options.signal?.reason);
   if (options.signal?.aborted) abort();
@@ -234,9 +243,9 @@ async function* stream(
     for (let tries = 0; ; tries++) {
       const bearer = await race(t.credentials.bearer(signal), signal);
       try {
-        for await (const [last, text] of open(t, m, body, bearer, signal)) {
+        for await (const [last, text] of open(t, m, body, bearer, signal, options.headers)) {
           const answer = JSON.parse(text) as { [name: string]: unknown };
-          if (!last) yield decoded(m, answer);
+          if (!last) yield decoded(t, m, answer);
           else if (!answer["error"]) return;
           else {
             const error = answer["error"] as { [name: string]: unknown };
@@ -265,12 +274,13 @@ async function* open(
   body: string,
   bearer: string | undefined,
   signal: AbortSignal,
+  headers: CallOptions["headers"],
 ): AsyncGenerator<[last: boolean, text: string]> {
   const text = new TextEncoder().encode(body);
   const framed = new Uint8Array(5 + text.length);
   new DataView(framed.buffer).setUint32(1, text.length);
   framed.set(text, 5);
-  const response = await post(t, m, framed, bearer, "application/connect+json", signal);
+  const response = await post(t, m, framed, bearer, "application/connect+json", signal, headers);
   if (!response.ok || !response.body || !/^application\/connect\+json\b/.test(response.headers.get("Content-Type") ?? "")) {
     if (isJson(response))
       throw problem(m, (await response.json()) as { [name: string]: unknown }) ?? (await foreign(response, m));

@@ -44,6 +44,11 @@ export interface Options {
   fetch?: typeof globalThis.fetch | undefined;
   /** More headers for every call. */
   headers?: { [name: string]: string } | undefined;
+  /**
+   * Passes on what a call answers, such as `conversation.AppendResponse`, or throws, and the call fails with ANSWER_UNREADABLE: for
+   * schemas that check more than the client does.
+   */
+  read?: ((message: string, answer: unknown) => unknown) | undefined;
 }
 
 /** What a page may show of the client. */
@@ -64,6 +69,8 @@ export interface Holdfast extends Handles, AsyncDisposable {
   readonly is: typeof is;
   /** A client for the same server that acts for a user. With a service's API key only. */
   as(user: string): Holdfast;
+  /** The same client, whose calls have these options where they have none of their own. */
+  with(options: CallOptions): Holdfast;
   /** Asks the application for a session, also after a sign-out. Only with `session`. */
   signIn(): Promise<void>;
   /** Ends the session, or all of the user's, and forgets the tokens in all tabs, also when the server cannot be told. */
@@ -93,6 +100,7 @@ export function holdfast(options: Options): Holdfast {
     attemptTimeout: options.attemptTimeout ?? 10_000,
     credentials: byToken(options.token),
     reached: (reachable) => set({ reachable }),
+    read: options.read,
   };
   const calls = rpc(transport);
   const shares = typeof options.session === "function" || (options.session && options.session.storage === undefined);
@@ -116,11 +124,15 @@ export function holdfast(options: Options): Holdfast {
     });
     transport.credentials = tokens;
   }
-  return {
+  const client: Holdfast = {
     ...handles(calls, watcher),
     rpc: calls,
     is,
     as: (user) => holdfast({ ...options, user }),
+    with(given) {
+      const some = rpc(transport, given);
+      return { ...client, ...handles(some, watcher), rpc: some, with: (more) => client.with({ ...given, ...more }) };
+    },
     async signIn() {
       if (!tokens) throw new Error("signIn() is for clients that were made with `session`");
       await tokens.signIn();
@@ -148,6 +160,7 @@ export function holdfast(options: Options): Holdfast {
       tokens?.close();
     },
   };
+  return client;
 }
 
 function byToken(token: Options["token"]): Credentials {

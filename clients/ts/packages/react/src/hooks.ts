@@ -1,4 +1,6 @@
 import type {
+  Assistant,
+  AssistantOptions,
   ConversationView,
   conversation,
   coordination,
@@ -6,10 +8,13 @@ import type {
   HoldfastError,
   inspect,
   linear,
+  ObjectType,
   project,
+  Schemas,
+  StandardSchema,
+  StateView,
   Status,
   session,
-  state,
   View,
   watch,
 } from "@holdfast/client";
@@ -29,13 +34,22 @@ export function useConversation<S extends boolean = false>(
   options: { messages?: number; signals?: boolean } & Waiting<S> = {},
 ): Shown<Conversation, S> {
   const { suspense, ...how } = options;
+  return useTalk(conversationId, "conversation", how, (hf) => hf.conversation(conversationId).watch(how), suspense);
+}
+
+/** useTalk adds what is on its way to a view of a conversation. */
+function useTalk<V extends Pick<ConversationView, "version" | "messages">, S extends boolean>(
+  conversationId: string,
+  kind: string,
+  how: object,
+  follow: (hf: Holdfast) => Source<V>,
+  suspense: S | undefined,
+): Shown<V & Pick<Conversation, "outgoing">, S> {
   const out = outbox(useHoldfast(), conversationId);
   const batches = useSyncExternalStore(out.subscribe, out.get, out.get);
-  const key = `conversation ${JSON.stringify([conversationId, how])}`;
-  const follow = (hf: Holdfast) => hf.conversation(conversationId).watch(how);
-  const add = (view: ConversationView) => ({ ...view, outgoing: batches.flatMap((b) => unseen(b, view)) });
-  const shown = useMapped(key, follow, add, suspense, batches);
-  const view = (suspense ? shown : (shown as Live<Conversation>).value) as Conversation | undefined;
+  const add = (view: V) => ({ ...view, outgoing: batches.flatMap((b) => unseen(b, view)) });
+  const shown = useMapped(`${kind} ${JSON.stringify([conversationId, how])}`, follow, add, suspense, batches);
+  const view = (suspense ? shown : (shown as Live<V>).value) as V | undefined;
   useEffect(() => {
     if (view) out.seen(view);
   }, [out, view]);
@@ -95,6 +109,26 @@ export function useApi<S extends boolean = false>(
   return useThing("api", { api: name }, options);
 }
 
+/** usePreferences shows the caller's preferences; undefined while there are none, neither the user's own nor the tenant's. */
+export function usePreferences<S extends boolean = false>(options: Waiting<S> = {}): Shown<project.Preferences | undefined, S> {
+  return useThing("preferences", { preferences: true }, options);
+}
+
+/** What an assistant's page shows. */
+export interface AssistantPage extends Assistant, Pick<Conversation, "outgoing"> {}
+
+/**
+ * useAssistant shows all that an assistant's page holds: the conversation with its voice and with messages on their way, the user's sessions, and the
+ * project with its tasks, issues, preferences and APIs.
+ */
+export function useAssistant<S extends boolean = false>(
+  conversationId: string,
+  options: AssistantOptions & Waiting<S> = {},
+): Shown<AssistantPage, S> {
+  const { suspense, ...how } = options;
+  return useTalk(conversationId, "assistant", how, (hf) => hf.assistant(conversationId, how), suspense);
+}
+
 /** A user's sessions. */
 export interface Sessions {
   /** The one whose token the page's calls are made with; of clients with an API key there is none. */
@@ -125,29 +159,21 @@ export function useStatus(): Status {
   return useSyncExternalStore(status.subscribe, status.get, status.get);
 }
 
-/** An object of StateService. */
-export interface StateObject {
-  readonly state: state.Object["state"];
-  readonly object: state.Object;
-  /** The entries of each collection that was asked for, in the order of their keys. */
-  readonly entries: { readonly [collection: string]: readonly state.Entry[] };
-}
-
-/** useObject shows an object of StateService and entries of its collections, of each from so many of the last on; undefined while there is none. */
-export function useObject<S extends boolean = false>(
-  ref: state.RefInput,
-  options: { collections?: { readonly [collection: string]: number } } & Waiting<S> = {},
-): Shown<StateObject | undefined, S> {
-  const { collections = {} } = options;
-  const asked = Object.entries(collections).map(([collection, limit]) => ({ collection, limit }));
-  return useWatch({ state: { ref, collections: asked } }, options, (view) => {
-    const object = view.things.get("object")?.object;
-    if (!object) return undefined;
-    const entries: { [collection: string]: state.Entry[] } = Object.fromEntries(asked.map((a) => [a.collection, []]));
-    for (const { entry } of view.things.values()) if (entry) entries[entry.collection]?.push(entry);
-    for (const list of Object.values(entries)) list.sort((a, b) => byBytes(a.key, b.key));
-    return { state: object.state, object, entries };
-  });
+/**
+ * useObject shows an object of a type of your own, made by `defineObject`, and entries of its collections, of each from so many of the last on. Of an
+ * object that is not there yet it shows the type's initial state.
+ */
+export function useObject<S extends StandardSchema, C extends Schemas, W extends boolean = false>(
+  type: ObjectType<S, C>,
+  name: string,
+  options: { entries?: { readonly [K in keyof C]?: number } } & Waiting<W> = {},
+): Shown<StateView<S, C>, W> {
+  const { entries, suspense } = options;
+  return useLive<StateView<S, C>, W>(
+    `state ${JSON.stringify([type.type, name, entries])}`,
+    (hf) => hf.state(type, name).watch(entries),
+    { suspense },
+  );
 }
 
 /** useObjectAt shows an object of any kind as it was at a version or a time. */
@@ -216,15 +242,6 @@ function newest<K extends keyof watch.Thing>(view: View, key: K, by: string): No
   const all = [...view.things.values()].flatMap((t) => t[key] ?? []) as NonNullable<watch.Thing[K]>[];
   const time = (o: object) => Date.parse((o as { [field: string]: string })[by] ?? "") || 0;
   return all.sort((a, b) => time(b as object) - time(a as object));
-}
-
-/** byBytes compares as the server does: UTF-16, which JavaScript compares by, has other places for what is beyond its first plane. */
-function byBytes(a: string, b: string): number {
-  const [x, y] = [a, b].map((s) => new TextEncoder().encode(s)) as [Uint8Array, Uint8Array];
-  for (let i = 0; ; i++) {
-    const difference = (x[i] ?? -1) - (y[i] ?? -1);
-    if (difference !== 0 || i >= x.length) return difference;
-  }
 }
 
 /** once is a watch of what does not change: it calls for the first subscriber, and ends the call when the last is gone. */

@@ -1,15 +1,17 @@
 export { type Append, type Outgoing, useAppend } from "./append.ts";
 export {
+  type AssistantPage,
   type Conversation,
   type Listed,
   type Sessions,
-  type StateObject,
   useApi,
+  useAssistant,
   useConversation,
   useConversations,
   useIssues,
   useObject,
   useObjectAt,
+  usePreferences,
   usePresence,
   useProject,
   useProjects,

@@ -1,17 +1,22 @@
-import { Suspense } from "react";
+import { defineObject } from "@holdfast/client";
+import { Suspense, useLayoutEffect } from "react";
 import {
+  type Append,
   useApi,
+  useAppend,
+  useAssistant,
   useConversations,
   useIssues,
   useObject,
   useObjectAt,
+  usePreferences,
   usePresence,
   useProjects,
   useSession,
   useTask,
   useTasks,
 } from "../../src/index.ts";
-import { service, show, shows, test, unique, user } from "./harness.tsx";
+import { ok, service, show, shows, test, unique, user } from "./harness.tsx";
 
 test("lists show the last changed first", async (world) => {
   const hf = user(world);
@@ -91,32 +96,72 @@ test("the page's own session, the user's others, and presence", async (world) =>
   page.end();
 });
 
+/** anything is a schema that takes everything as it is. */
+function anything<T>() {
+  const validate = (value: unknown) => ({ value: value as T });
+  return {
+    "~standard": { version: 1 as const, vendor: "test", validate, types: undefined as { input: T; output: T } | undefined },
+  };
+}
+
 test("an object of your own, with its entries in the server's order", async (world) => {
   const hf = user(world);
-  const ref = { type: "cart", name: unique("n") };
-  function Cart() {
-    const cart = useObject(ref, { collections: { items: 10, notes: 0 }, suspense: true });
-    if (!cart) return <p>none</p>;
-    return <p>{JSON.stringify([cart.state, cart.entries["items"]?.map((e) => e.key), cart.entries["notes"]?.length])}</p>;
+  const Cart = defineObject("cart", {
+    state: anything<{ currency?: string }>(),
+    collections: { items: anything<{ sku: string }>() },
+  });
+  const cart = hf.state(Cart, unique("n"));
+  function Shown() {
+    const { absent, state, entries } = useObject(Cart, cart.name, { entries: { items: 10 }, suspense: true });
+    return <p>{absent ? "none" : JSON.stringify([state.currency, entries.items.map((e) => e.value.sku)])}</p>;
   }
   const page = show(
     hf,
     <Suspense fallback="...">
-      <Cart />
+      <Shown />
     </Suspense>,
   );
   await shows(page, "none");
-  const put = (key: string) => ({ put: { entry: { collection: "items", key, json: { sku: key } } } });
-  await hf.rpc.state.apply({
-    ref,
-    operations: [{ setFields: { fields: { currency: "EUR" } } }, ...["b", "\u{1F600}", "\uFF5E", "a"].map(put)],
+  await cart.update((draft, { items }) => {
+    draft.currency = "EUR";
+    for (const key of ["b", "\u{1F600}", "\uFF5E", "a"]) items.put(key, { sku: key });
   });
-  await shows(page, `[{"currency":"EUR"},["a","b","\uFF5E","\u{1F600}"],0]`);
-  await hf.rpc.state.apply({
-    ref,
-    operations: [{ delete: { collection: "items", keys: ["b"] } }, { append: { collection: "notes", text: "hm" } }],
-  });
-  await shows(page, `[{"currency":"EUR"},["a","\uFF5E","\u{1F600}"],1]`);
+  await shows(page, `["EUR",["a","b","\uFF5E","\u{1F600}"]]`);
+  await cart.update((_, { items }) => items.delete("b"));
+  await shows(page, `["EUR",["a","\uFF5E","\u{1F600}"]]`);
+  page.end();
+});
+
+test("an assistant's page is one value, with messages on their way", async (world) => {
+  const hf = user(world);
+  const id = unique("c");
+  await hf.project("p1".concat(id)).put({ title: "Login" });
+  let send: Append = () => Promise.reject();
+  const seen: number[] = [];
+  function Page() {
+    const { messages, outgoing, voice, projects, preferences } = useAssistant(id, { apis: [], suspense: true });
+    const sure = usePreferences({ suspense: true });
+    send = useAppend(id);
+    const count = [...messages, ...outgoing].length;
+    useLayoutEffect(() => void seen.push(count));
+    return (
+      <p>
+        {JSON.stringify([count, voice.status, projects.map((p) => p.title), preferences?.voice || "none", sure?.voice || "none"])}
+      </p>
+    );
+  }
+  const page = show(
+    hf,
+    <Suspense fallback="...">
+      <Page />
+    </Suspense>,
+  );
+  await shows(page, `[0,"idle",["Login"],"none","none"]`);
+  await hf.preferences.update({ voice: "Puck" });
+  await shows(page, `[0,"idle",["Login"],"Puck","Puck"]`);
+  await send({ role: "user", text: "Hello" }, { createIfMissing: true });
+  await shows(page, `[1,"idle",["Login"],"Puck","Puck"]`);
+  ok(Math.max(...seen) === 1, "that the message is there once");
   page.end();
 });
 

@@ -1,0 +1,16 @@
+export { defineObject } from "@holdfast/client";
+export type { Called, Effected } from "./effected.ts";
+export { HoldfastError, type Reason } from "./error.ts";
+export * as conversation from "./gen/conversation.ts";
+export * as coordination from "./gen/coordination.ts";
+export * as error from "./gen/error.ts";
+export * as inspect from "./gen/inspect.ts";
+export * as linear from "./gen/linear.ts";
+export * as live from "./gen/live.ts";
+export * as project from "./gen/project.ts";
+export * as session from "./gen/session.ts";
+export * as state from "./gen/state.ts";
+export * as type from "./gen/type.ts";
+export * as watch from "./gen/watch.ts";
+export { type Claim, type Floor, type Held, Holdfast, type Lease, NotAllowed, type Options, type Service } from "./holdfast.ts";
+export type { Of } from "./schema.ts";
