@@ -29,7 +29,11 @@ import (
 
 // replayCmd is `holdfast replay`.
 type replayCmd struct {
-	File     string        `arg:"" help:"A recorded Gemini Live session, such as examples/gemini-live-session.jsonl; - for standard input."`
+	File string `arg:"" optional:"" help:"A recorded Gemini Live session, such as examples/gemini-live-session.jsonl; - for standard input."`
+
+	Conversation string `help:"Replay the frames that this conversation keeps, in place of a file. Connections that are to keep them set keepFramesFor." placeholder:"ID"`
+	Explain      bool   `help:"Show what each frame changes and by which rule. Nothing is sent to a server."`
+
 	Speed    float64       `help:"How many times faster than recorded; 0: as fast as possible." default:"1" placeholder:"X"`
 	MaxPause time.Duration `help:"Shorten longer pauses to this." default:"3s"`
 	API      string        `help:"Base URL of the server. Default: http://127.0.0.1:8080, or without a token a server of its own." name:"api" env:"HOLDFAST_API" placeholder:"URL"`
@@ -40,8 +44,8 @@ const (
 	replayAPI = "http://127.0.0.1:8080"
 	// catchUp bounds the time until the watcher sees the last change.
 	catchUp = 10 * time.Second
-	// shownMessages bounds the messages that are redrawn in place; with the tool calls they fit on a small terminal.
-	shownMessages = 9
+	// shownLines bounds the messages and tool calls that are redrawn in place: they fit on a small terminal.
+	shownLines = 18
 )
 
 // Run sends the recording, shows the conversation grow, and prints what came of it.
@@ -49,12 +53,17 @@ func (c *replayCmd) Run(ctx context.Context, w *console) error {
 	switch {
 	case c.Speed < 0 || c.MaxPause < 0:
 		return wrongUsage("--speed and --max-pause cannot be negative")
-	case c.Token == "" && c.API != "":
-		return wrongUsage("no API key for %s: set HOLDFAST_TOKEN or give --token; `holdfast dev` and `holdfast key create` print one", c.API)
+	case (c.File == "") == (c.Conversation == ""):
+		return wrongUsage("give a file or --conversation, and not both")
+	case c.Token == "" && (c.API != "" && !c.Explain || c.Conversation != ""):
+		return wrongUsage("no API key for %s: set HOLDFAST_TOKEN or give --token; `holdfast dev` and `holdfast key create` print one", cmp.Or(c.API, replayAPI))
 	}
-	frames, err := c.read(w.stdin)
+	frames, err := c.frames(ctx, w.stdin)
 	if err != nil {
-		return fmt.Errorf("%s: %w", c.File, err)
+		return err
+	}
+	if c.Explain {
+		return replay.Explain(w.stdout, frames)
 	}
 	if c.Token == "" {
 		fmt.Fprintln(w.stderr, "There is no HOLDFAST_TOKEN, so this starts a server of its own, which is gone afterwards.")
@@ -65,8 +74,12 @@ func (c *replayCmd) Run(ctx context.Context, w *console) error {
 	return c.replay(ctx, w.stdout, cmp.Or(c.API, replayAPI), c.Token, frames)
 }
 
+func newTransport() *http.Transport {
+	return &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true}
+}
+
 func (c *replayCmd) replay(ctx context.Context, stdout io.Writer, api, token string, frames []replay.Frame) error {
-	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true}
+	transport := newTransport()
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: &bearer{token, transport}}
 	r := &replayRun{
@@ -123,6 +136,38 @@ func withThrowAwayServer(ctx context.Context, w *console, do func(ctx context.Co
 		}
 	})
 	return group.Wait()
+}
+
+// frames reads the recording.
+func (c *replayCmd) frames(ctx context.Context, stdin io.Reader) ([]replay.Frame, error) {
+	name := cmp.Or(c.File, c.Conversation)
+	read := func() ([]replay.Frame, error) { return c.read(stdin) }
+	if c.File == "" {
+		read = func() ([]replay.Frame, error) { return c.kept(ctx) }
+	}
+	frames, err := read()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return frames, nil
+}
+
+// kept reads the frames that the conversation keeps.
+func (c *replayCmd) kept(ctx context.Context) ([]replay.Frame, error) {
+	transport := newTransport()
+	defer transport.CloseIdleConnections()
+	client := livev1connect.NewLiveServiceClient(&http.Client{Transport: &bearer{c.Token, transport}}, cmp.Or(c.API, replayAPI))
+	var batches []*livev1.LiveFrameBatch
+	for token := ""; ; {
+		page, err := client.ListLiveFrames(ctx, &livev1.ListLiveFramesRequest{ConversationId: c.Conversation, PageToken: token})
+		if err != nil {
+			return nil, err
+		}
+		batches = append(batches, page.GetBatches()...)
+		if token = page.GetNextPageToken(); token == "" {
+			return replay.Kept(batches)
+		}
+	}
 }
 
 func (c *replayCmd) read(stdin io.Reader) ([]replay.Frame, error) {
@@ -298,7 +343,7 @@ func lineByLine(w io.Writer) func(*replay.View, []string) {
 // inPlace shows the conversation as it is, in the place where it was shown before.
 func inPlace(w io.Writer) func(*replay.View, []string) {
 	screen := replay.NewScreen(w)
-	return func(v *replay.View, _ []string) { screen.Draw(v.Lines(shownMessages)) }
+	return func(v *replay.View, _ []string) { screen.Draw(v.Lines(shownLines)) }
 }
 
 // isTerminal reports whether w is a terminal that can be redrawn.

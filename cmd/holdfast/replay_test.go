@@ -39,6 +39,15 @@ func TestReplayAlone(t *testing.T) {
 	}
 }
 
+// What each frame does is shown without a server, and the frames that a conversation keeps are replayed as a file is.
+func TestReplayExplains(t *testing.T) {
+	t.Parallel()
+	code, stdout, stderr := run(t, nil, "replay", "--explain", recording)
+	if code != 0 || stderr != "" || !strings.Contains(stdout, "The transcript:\n    user: Can you look at issue") {
+		t.Errorf("ended with %d: %s\n%s", code, stderr, stdout)
+	}
+}
+
 func TestReplayRefused(t *testing.T) {
 	t.Parallel()
 	bad := filepath.Join(t.TempDir(), "bad.jsonl")
@@ -55,6 +64,9 @@ func TestReplayRefused(t *testing.T) {
 		{"no file", []string{"nothing.jsonl"}, 1, "nothing.jsonl: no such file"},
 		{"no token", []string{"--api", "http://127.0.0.1:1", recording}, 2, "no API key for http://127.0.0.1:1"},
 		{"no server", []string{"--api", "http://127.0.0.1:1", "--token", "x", recording}, 1, "is there a server at http://127.0.0.1:1?"},
+		{"neither", nil, 2, "give a file or --conversation"},
+		{"both", []string{"--conversation", "c", recording}, 2, "give a file or --conversation"},
+		{"no token for a conversation", []string{"--explain", "--conversation", "c"}, 2, "no API key"},
 		{"negative", []string{"--speed=-1", recording}, 2, "cannot be negative"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

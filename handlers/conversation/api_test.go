@@ -36,6 +36,7 @@ import (
 	watchv1 "holdfast/gen/holdfast/watch/v1"
 	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 	"holdfast/handlers"
+	"holdfast/handlers/conversation/voice"
 	"holdfast/handlers/handlertest"
 	"holdfast/handlers/watch"
 	"holdfast/identity"
@@ -452,7 +453,7 @@ func TestUpdateConversation(t *testing.T) {
 	}
 	patch := &conversationv1.Conversation{
 		ConversationId: "another", Owner: "eve", Title: "new", Labels: map[string]string{"b": "2"}, ProjectId: "p-2", Ttl: durationpb.New(72 * time.Hour),
-		MessageCount: 99, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voiceListening)},
+		MessageCount: 99, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voice.Listening)},
 	}
 	tests := []struct {
 		name string
@@ -527,7 +528,7 @@ func changes() map[string]func(context.Context, client, int64) error {
 			return err
 		},
 		"SetVoiceState": func(ctx context.Context, c client, v int64) error {
-			_, err := c.Append(ctx, &conversationv1.AppendRequest{ConversationId: c1, IfVersion: at(v), Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voiceListening)}})
+			_, err := c.Append(ctx, &conversationv1.AppendRequest{ConversationId: c1, IfVersion: at(v), Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voice.Listening)}})
 			return err
 		},
 		"RecordIntent": func(ctx context.Context, c client, v int64) error {
@@ -626,7 +627,7 @@ func TestProtocols(t *testing.T) {
 				}
 				_, err := c.GetConversation(t.Context(), &conversationv1.GetConversationRequest{ConversationId: "a b"})
 				invalidField("conversation_id").check(t, err)
-				_, err = c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voiceResponding)}})
+				_, err = c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voice.Responding)}})
 				refusal{code: connect.CodeFailedPrecondition, reason: "ILLEGAL_TRANSITION"}.check(t, err)
 				w := watchAfter(t, c, 0)
 				if got := w.next(t); !got.GetReset_() || len(got.GetMessages()) != 1 {

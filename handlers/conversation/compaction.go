@@ -9,6 +9,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/conversation/gemini"
 )
 
 const (
@@ -75,7 +76,7 @@ func commitSummary(
 		TokenCount: int64(req.GetTokenCount()), CreateTime: timestamppb.New(now), ReplacedTokenCount: lease.GetTokenCount(),
 	}
 	if req.TokenCount == nil {
-		summary.TokenCount, summary.TokenCountEstimated = estimateTokens(req.GetText()), true
+		summary.TokenCount, summary.TokenCountEstimated = gemini.Tokens(req.GetText()), true
 	}
 	lease.SummarySeq = summary.GetSeq()
 	s.Summary = summary

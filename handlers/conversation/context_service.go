@@ -14,6 +14,8 @@ import (
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	typev1 "holdfast/gen/holdfast/type/v1"
+	"holdfast/handlers/conversation/gemini"
+	"holdfast/handlers/conversation/voice"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/object"
@@ -228,17 +230,17 @@ func (r *reader) contextWindow(ctx context.Context, budget int64, recentOnly boo
 }
 
 // turns puts the window into Gemini's form. System messages are left out where they go elsewhere.
-func (w *contextWindow) turns(onlyText, withSystem bool) *turns {
-	t := &turns{onlyText: onlyText}
+func (w *contextWindow) turns(onlyText, withSystem bool) *gemini.Turns {
+	t := &gemini.Turns{OnlyText: onlyText}
 	add := func(i windowItem) {
 		if withSystem || i.message.GetRole() != storev1.Role_ROLE_SYSTEM {
-			t.addItem(i)
+			addItem(t, i)
 		}
 	}
 	for _, m := range w.outside {
 		add(windowItem{message: m})
 	}
-	t.addSummary(w.summary)
+	t.AddSummary(w.summary)
 	for _, i := range w.items {
 		add(i)
 	}
@@ -295,9 +297,9 @@ func (m *Manager) GetContextWindow(
 		res.Window = w.about
 		switch req.GetFormat() {
 		case conversationv1.ContextFormat_CONTEXT_FORMAT_GEMINI_CONTENTS:
-			res.Contents, res.SystemInstruction = w.turns(false, false).contents, systemInstruction(w.systemMessages())
+			res.Contents, res.SystemInstruction = w.turns(false, false).Contents, gemini.SystemInstruction(w.systemMessages())
 		case conversationv1.ContextFormat_CONTEXT_FORMAT_LIVE_SEED:
-			res.Seed = w.turns(true, true).seed(req.GetEndsWithUser())
+			res.Seed = w.turns(true, true).Seed(req.GetEndsWithUser())
 		default:
 			res.Items = w.neutral()
 		}
@@ -394,7 +396,7 @@ func (r *reader) compaction(ctx context.Context, keep int64, fromScratch bool) (
 // firstPlace is the first seq whose words may still come; what is after it is not summarised.
 func firstPlace(live *storev1.LiveState) int64 {
 	first := int64(math.MaxInt64)
-	for _, seq := range places(live) {
+	for _, seq := range voice.Places(live) {
 		first = min(first, seq)
 	}
 	return first

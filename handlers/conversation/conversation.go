@@ -9,6 +9,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/conversation/voice"
 	"holdfast/handlers/mask"
 	"holdfast/object"
 )
@@ -51,7 +52,7 @@ func filter(projectID string, labels map[string]string) []string {
 
 // messageCount is how many messages are there.
 func messageCount(s *storev1.ConversationState) int64 {
-	return s.GetLastSeq() - s.GetRemovedCount() - int64(len(places(s.GetLive())))
+	return s.GetLastSeq() - s.GetRemovedCount() - int64(len(voice.Places(s.GetLive())))
 }
 
 // updateConversation changes the conversation as an update asks.
@@ -87,9 +88,9 @@ func advanceFlow(s *storev1.ConversationState, step *conversationv1.FlowStep, no
 func setVoice(s *storev1.ConversationState, v *conversationv1.VoiceState, now time.Time) error {
 	old, to := s.GetVoice(), storev1.VoiceStatus(v.GetStatus())
 	if to == storev1.VoiceStatus_VOICE_STATUS_UNSPECIFIED {
-		to = orIdle(old.GetStatus())
+		to = voice.OrIdle(old.GetStatus())
 	}
-	if err := transition(old.GetStatus(), to); err != nil {
+	if err := voice.Transition(old.GetStatus(), to); err != nil {
 		return err
 	}
 	s.Voice = &storev1.VoiceState{

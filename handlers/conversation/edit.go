@@ -8,6 +8,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/conversation/voice"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/object"
@@ -214,7 +215,7 @@ func truncateAfter(tx *object.Tx[state], after int64, touched []int64) (removed 
 		if call.GetAfterSeq() < after {
 			break
 		}
-		if waits := (windowItem{call: call}).open() || call.GetStatus() == callOrphaned; !waits {
+		if waits := (windowItem{call: call}).open() || call.GetStatus() == voice.CallOrphaned; !waits {
 			if pending := s.GetLive().GetPendingCalls(); pending[call.GetCallId()].GetSeq() == seq {
 				delete(pending, call.GetCallId())
 			}
@@ -254,6 +255,6 @@ func removeMessage(tx *object.Tx[state], seq int64) *storev1.Message {
 	if i, found := slices.BinarySearch(s.GetPinnedSeqs(), seq); found {
 		s.PinnedSeqs = slices.Delete(s.GetPinnedSeqs(), i, i+1)
 	}
-	patchTurn(s.GetLive(), &storev1.Message{Seq: seq}) // a turn that still grows begins again with its next words
+	voice.Edited(s.GetLive(), &storev1.Message{Seq: seq}) // a turn that still grows begins again with its next words
 	return msg
 }

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/handlers/conversation/gemini"
 )
 
 type editReq = conversationv1.EditMessagesRequest
@@ -349,7 +350,7 @@ func TestKeptForever(t *testing.T) {
 	updated := must(c.UpdateConversation(t.Context(), &conversationv1.UpdateConversationRequest{ConversationId: c1, Conversation: &conversationv1.Conversation{
 		Metadata: structOf(t, map[string]any{"a": nil, "b": map[string]any{"e": "f"}}),
 	}}))(t).GetConversation()
-	if got := jsonText(updated.GetMetadata()); got != `{"b":{"c":"d","e":"f"}}` || updated.GetExpireTime() != nil {
+	if got := gemini.JSONText(updated.GetMetadata()); got != `{"b":{"c":"d","e":"f"}}` || updated.GetExpireTime() != nil {
 		t.Errorf("the metadata is %s: %v", got, updated)
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"holdfast/db/dbtest"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	livev1 "holdfast/gen/holdfast/live/v1"
+	"holdfast/handlers/conversation/voice"
 	"holdfast/object"
 )
 
@@ -155,8 +156,8 @@ func TestLimits(t *testing.T) {
 		{&conversationv1.ListMessagesRequest{ConversationId: c1, PageSize: 201}, "page_size", "200"},
 		{&conversationv1.ListMessagesRequest{ConversationId: c1, AfterSeq: -1}, "after_seq", "0"},
 		{&conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{Status: 99}}, "voice.status", ""},
-		{&conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voiceIdle), AudioStreamId: text(129)}}, "voice.audio_stream_id", "128"},
-		{&conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voiceIdle), LastTranscription: text(65537)}}, "voice.last_transcription", "65536"},
+		{&conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voice.Idle), AudioStreamId: text(129)}}, "voice.audio_stream_id", "128"},
+		{&conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voice.Idle), LastTranscription: text(65537)}}, "voice.last_transcription", "65536"},
 		{&intentReq{ConversationId: c1, Intents: []*conversationv1.Intent{{}}}, "intents[0].name", "1"},
 		{&intentReq{ConversationId: c1, Intents: []*conversationv1.Intent{{Name: text(129)}}}, "intents[0].name", "128"},
 		{&intentReq{ConversationId: c1, Intents: []*conversationv1.Intent{{Name: "n", Confidence: 1.001}}}, "intents[0].confidence", "1"},

@@ -134,9 +134,9 @@ func (e fencedError) Error() string {
 
 // renew keeps the lease with the newest connection, unless it was ended, and reports whether it did: where a third of it is over, or
 // something else is written as well.
-func (f *folder) renew(changed bool, sessionEnd time.Time) bool {
-	lease, now := f.live.GetLease(), f.now.AsTime()
-	if f.live.GetCloseTime() != nil || lease == nil {
+func renew(live *storev1.LiveState, now time.Time, changed bool, sessionEnd time.Time) bool {
+	lease := live.GetLease()
+	if live.GetCloseTime() != nil || lease == nil {
 		return false
 	}
 	if !changed && lease.GetExpireTime().AsTime().Sub(now) > leaseTime*2/3 {
@@ -172,7 +172,7 @@ func (m *Manager) EndSessions(ctx context.Context, user identity.User, sessions 
 			}
 			_, err := m.kind.Update(ctx, s.ID, func(tx *object.Tx[state]) error {
 				l := newLive(tx)
-				if !slices.Contains(sessions, l.live.GetLease().GetSessionId()) || !l.closeLive(0) {
+				if !slices.Contains(sessions, tx.State().GetLive().GetLease().GetSessionId()) || !l.CloseLive(0) {
 					tx.Unchanged()
 				}
 				l.put(tx)

@@ -10,12 +10,13 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	livev1 "holdfast/gen/holdfast/live/v1"
+	"holdfast/handlers/conversation/voice"
 )
 
 // An index that no client reaches by counting is refused, and does not make the client's later frames pass for folded ones.
 func TestAnIndexBeyondReachIsRefusedAndHarmsNothing(t *testing.T) {
 	t.Parallel()
-	const far = maxIndexGap + 1 // behind the last frame, which may be folded
+	const far = voice.MaxIndexGap + 1 // behind the last frame, which may be folded
 	for name, tt := range map[string]struct {
 		indexes []int32
 		refused bool

@@ -17,19 +17,21 @@ import (
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	livev1 "holdfast/gen/holdfast/live/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/conversation/voice"
+	"holdfast/handlers/conversation/voice/voicetest"
 )
 
 func TestSetVoiceState(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	statuses := []storev1.VoiceStatus{voiceIdle, voiceListening, voiceProcessing, voiceResponding}
+	statuses := []storev1.VoiceStatus{voice.Idle, voice.Listening, voice.Processing, voice.Responding}
 	// How to come to each status, and where one may go from there.
 	tests := map[storev1.VoiceStatus]struct{ path, allowed []storev1.VoiceStatus }{
-		voiceUnset:      {nil, []storev1.VoiceStatus{voiceIdle, voiceListening}},
-		voiceIdle:       {[]storev1.VoiceStatus{voiceIdle}, []storev1.VoiceStatus{voiceIdle, voiceListening}},
-		voiceListening:  {[]storev1.VoiceStatus{voiceListening}, []storev1.VoiceStatus{voiceListening, voiceProcessing, voiceIdle}},
-		voiceProcessing: {[]storev1.VoiceStatus{voiceListening, voiceProcessing}, statuses},
-		voiceResponding: {[]storev1.VoiceStatus{voiceListening, voiceProcessing, voiceResponding}, statuses},
+		voiceUnset:       {nil, []storev1.VoiceStatus{voice.Idle, voice.Listening}},
+		voice.Idle:       {[]storev1.VoiceStatus{voice.Idle}, []storev1.VoiceStatus{voice.Idle, voice.Listening}},
+		voice.Listening:  {[]storev1.VoiceStatus{voice.Listening}, []storev1.VoiceStatus{voice.Listening, voice.Processing, voice.Idle}},
+		voice.Processing: {[]storev1.VoiceStatus{voice.Listening, voice.Processing}, statuses},
+		voice.Responding: {[]storev1.VoiceStatus{voice.Listening, voice.Processing, voice.Responding}, statuses},
 	}
 	for from, tt := range tests {
 		for _, to := range statuses {
@@ -68,10 +70,10 @@ func TestSetVoiceState(t *testing.T) {
 		t.Parallel()
 		c := b.tenant(t).client(t, ada)
 		create(t, c)
-		must(c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voiceListening), AudioStreamId: "mic-1", LastTranscription: "words"}}))(t)
-		must(c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voiceProcessing)}}))(t)
+		must(c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voice.Listening), AudioStreamId: "mic-1", LastTranscription: "words"}}))(t)
+		must(c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voice.Processing)}}))(t)
 		must(c.Append(t.Context(), &conversationv1.AppendRequest{ConversationId: c1, Voice: &conversationv1.VoiceState{LastTranscription: "more words"}}))(t)
-		if got := get(t, c).GetConversation().GetVoice(); got.GetAudioStreamId() != "mic-1" || got.GetLastTranscription() != "more words" || got.GetStatus() != conversationv1.VoiceStatus(voiceProcessing) {
+		if got := get(t, c).GetConversation().GetVoice(); got.GetAudioStreamId() != "mic-1" || got.GetLastTranscription() != "more words" || got.GetStatus() != conversationv1.VoiceStatus(voice.Processing) {
 			t.Errorf("now %v", got)
 		}
 	})
@@ -169,7 +171,7 @@ func TestIngestLive(t *testing.T) {
 	if got := first.GetVersion(); got != 3 {
 		t.Errorf("a batch is one version; it is %d", got)
 	}
-	if first.GetStoredThrough() != 4 || first.GetReceivedThrough() != 4 || first.GetVoice().GetStatus() != conversationv1.VoiceStatus(voiceProcessing) {
+	if first.GetStoredThrough() != 4 || first.GetReceivedThrough() != 4 || first.GetVoice().GetStatus() != conversationv1.VoiceStatus(voice.Processing) {
 		t.Errorf("the reply is %v", first)
 	}
 	if diff := cmp.Diff([]string{"Hello world", "Sure."}, texts(first.GetMessages())); diff != "" {
@@ -193,7 +195,7 @@ func TestIngestLive(t *testing.T) {
 		t.Errorf("a resend: %v", again)
 	}
 	more := ingestOne(t, c, 1, textFrame(4, out("Sure.")), textFrame(5, answer("call-1")), textFrame(6, out(" Done.")), textFrame(7, turnComplete))
-	if more.GetStoredThrough() != 7 || more.GetVersion() != 4 || more.GetVoice().GetStatus() != conversationv1.VoiceStatus(voiceIdle) {
+	if more.GetStoredThrough() != 7 || more.GetVersion() != 4 || more.GetVoice().GetStatus() != conversationv1.VoiceStatus(voice.Idle) {
 		t.Errorf("a resend that goes on: %v", more)
 	}
 	if calls := more.GetToolCalls(); len(calls) != 1 || calls[0].GetStatus() != conversationv1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED {
@@ -266,22 +268,22 @@ func TestTheRecordingThroughTheAPI(t *testing.T) {
 
 	var batch, last []*livev1.LiveFrame
 	var version int64
-	lines := recording(t)
+	lines := voicetest.Recording(t, "../../examples/gemini-live-session.jsonl")
 	for i, line := range lines {
-		batch = append(batch, line.frame)
-		if len(batch) < 5 && i+1 < len(lines) && lines[i+1].epoch == line.epoch {
+		batch = append(batch, line.Frame)
+		if len(batch) < 5 && i+1 < len(lines) && lines[i+1].Epoch == line.Epoch {
 			continue
 		}
-		res := ingestOne(t, clients[i%2], line.epoch, slices.Concat(last, batch)...)
-		if res.GetStoredThrough() != line.frame.GetClientIndex() {
+		res := ingestOne(t, clients[i%2], line.Epoch, slices.Concat(last, batch)...)
+		if res.GetStoredThrough() != line.Frame.GetClientIndex() {
 			t.Fatalf("after %d lines: %v", i+1, res)
 		}
 		version = res.GetVersion()
 		last, batch = batch, nil
-		if i+1 < len(lines) && lines[i+1].epoch != line.epoch {
+		if i+1 < len(lines) && lines[i+1].Epoch != line.Epoch {
 			last = nil
-			if token := openLive(t, clients[i%2]); token != lines[i+1].epoch {
-				t.Fatalf("the connection %d has the token %d", lines[i+1].epoch, token)
+			if token := openLive(t, clients[i%2]); token != lines[i+1].Epoch {
+				t.Fatalf("the connection %d has the token %d", lines[i+1].Epoch, token)
 			}
 		}
 	}
@@ -312,9 +314,9 @@ func TestTheRecordingThroughTheAPI(t *testing.T) {
 	got.WriteString("\n# Tool calls\n")
 	for _, id := range slices.Sorted(maps.Keys(calls)) {
 		c := calls[id]
-		fmt.Fprintf(&got, "%s epoch %d %s %s: %s -> %s\n", id, c.GetFromConnection(), c.GetName(), shortName(c.GetStatus()), compact(t, c.GetArgs()), compact(t, c.GetResponse().GetStructValue()))
+		fmt.Fprintf(&got, "%s epoch %d %s %s: %s -> %s\n", id, c.GetFromConnection(), c.GetName(), shortName(c.GetStatus()), voicetest.Compact(t, c.GetArgs()), voicetest.Compact(t, c.GetResponse().GetStructValue()))
 	}
-	golden := must(os.ReadFile("testdata/gemini-live-session.golden"))(t)
+	golden := must(os.ReadFile("voice/testdata/gemini-live-session.golden"))(t)
 	_, want, _ := strings.Cut(string(golden), "# Messages\n")
 	want, state, _ := strings.Cut(want, "\n# State\n")
 	if diff := cmp.Diff("# Messages\n"+want, got.String()); diff != "" {

@@ -14,6 +14,8 @@ import (
 	livev1 "holdfast/gen/holdfast/live/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	typev1 "holdfast/gen/holdfast/type/v1"
+	"holdfast/handlers/conversation/gemini"
+	"holdfast/handlers/conversation/voice"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
@@ -44,7 +46,7 @@ func (m *Manager) ConnectLive(ctx context.Context, req *livev1.ConnectLiveReques
 			l := newLive(tx)
 			c.owner = tx.Info().Owner
 			c.settled = func() error { return keep.keep(tx) }
-			reason, late, err := l.connect(c)
+			reason, late, err := c.connect(l.Reducer, tx.State(), tx.Now())
 			if err != nil {
 				return nil, err
 			}
@@ -53,7 +55,7 @@ func (m *Manager) ConnectLive(ctx context.Context, req *livev1.ConnectLiveReques
 			awaitSilence(tx)
 			tx.Emit("live_connected")
 			return &livev1.ConnectLiveResponse{
-				ConnectionId: c.id, Lease: &typev1.Lease{FencingToken: int32(l.live.GetEpoch())}, //nolint:gosec // connect bounds it
+				ConnectionId: c.id, Lease: &typev1.Lease{FencingToken: int32(tx.State().GetLive().GetEpoch())}, //nolint:gosec // connect bounds it
 				Plan: &livev1.Plan{Reason: reason}, Version: int64(tx.Info().Version),
 			}, nil
 		})
@@ -77,15 +79,15 @@ func (m *Manager) previewLive(ctx context.Context, c *connecting) (*livev1.Conne
 	c.settled = func() error { return nil }
 	_, err := m.read(ctx, c.req.GetConversationId(), func(r *reader) error {
 		scratch := proto.CloneOf(r.s)
-		f := newFolder(scratch, m.now(), func(int64, string) *storev1.ToolCall { return nil })
-		c.owner, c.previous = r.info.Owner, liveBatch{epoch: int64(c.req.GetPrevious().GetFencingToken())}
-		reason, _, err := f.connect(c)
+		f := voice.New(scratch, m.now(), nil)
+		c.owner, c.previous = r.info.Owner, voice.Batch{Epoch: int64(c.req.GetPrevious().GetFencingToken())}
+		reason, _, err := c.connect(f, scratch, m.now())
 		if err != nil {
 			return refuse(err)
 		}
 		res.Plan, res.Version = &livev1.Plan{Reason: reason}, int64(r.info.Version)
-		f.live.Lease = nil // so no claim is shown as the caller's
-		return r.plan(ctx, c, f.live, m.now(), res)
+		scratch.Live.Lease = nil // so no claim is shown as the caller's
+		return r.plan(ctx, c, scratch.GetLive(), m.now(), res)
 	})
 	return res, err
 }
@@ -94,8 +96,8 @@ func (m *Manager) previewLive(ctx context.Context, c *connecting) (*livev1.Conne
 func (r *reader) plan(ctx context.Context, c *connecting, live *storev1.LiveState, now time.Time, res *livev1.ConnectLiveResponse) (err error) {
 	p := &livev1.Plan{Reason: res.GetPlan().GetReason()}
 	res.Plan = p
-	for _, call := range openCalls(live) {
-		if s := call.GetStatus(); s == callPending || s == callRunning || s == callOrphaned {
+	for _, call := range voice.OpenCalls(live) {
+		if s := call.GetStatus(); s == voice.CallPending || s == voice.CallRunning || s == voice.CallOrphaned {
 			p.ToolCalls = append(p.ToolCalls, presentOwn(live, call, now))
 		}
 	}
@@ -131,7 +133,7 @@ func (r *reader) seed(ctx context.Context, budget int64, endsWithUser bool, take
 	if err != nil {
 		return nil, err
 	}
-	return w.turns(true, true).seed(endsWithUser), nil
+	return w.turns(true, true).Seed(endsWithUser), nil
 }
 
 // catchUp is what a resumed session does not know, except what is still being said; nil: nothing.
@@ -147,13 +149,13 @@ func (r *reader) catchUp(ctx context.Context, h *storev1.LiveHandle, endsWithUse
 		return nil, err
 	}
 	items = items[newestWithin(items, most):]
-	t := &turns{onlyText: true}
+	t := &gemini.Turns{OnlyText: true}
 	for _, i := range items {
 		if i.message.GetSeq() > h.GetAfterSeq() && !i.open() || i.call.GetSeq() > h.GetAfterToolCall() {
-			t.addItem(i)
+			addItem(t, i)
 		}
 	}
-	return t.seed(endsWithUser), nil
+	return t.Seed(endsWithUser), nil
 }
 
 // handleContext binds a sealed handle to its conversation.

@@ -20,6 +20,7 @@ import (
 	livev1 "holdfast/gen/holdfast/live/v1"
 	"holdfast/gen/holdfast/live/v1/livev1connect"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/conversation/gemini"
 	"holdfast/object"
 )
 
@@ -71,7 +72,7 @@ func TestALiveTurnInFewCalls(t *testing.T) {
 			Response: structpb.NewNumberValue(7),
 		}))(t)
 		want := `{"toolResponse":{"functionResponses":[{"id":"` + call.GetCallId() + `","name":"run","response":{"output":7}}]}}`
-		if jsonText(done.GetSend()) != want || done.GetToolCall().GetStatus() != completed || done.GetToolCall().GetResponse().GetNumberValue() != 7 {
+		if gemini.JSONText(done.GetSend()) != want || done.GetToolCall().GetStatus() != completed || done.GetToolCall().GetResponse().GetNumberValue() != 7 {
 			t.Errorf("completed: %v", done)
 		}
 		ingestOne(t, c, 1, &livev1.LiveFrame{ClientIndex: 6 + int32(i), Frame: &livev1.LiveFrame_Object{Object: done.GetSend()}})
@@ -89,7 +90,7 @@ func TestALiveTurnInFewCalls(t *testing.T) {
 		Previous: &livev1.Previous{FencingToken: 1, CloseCode: 1006, Frames: []*livev1.LiveFrame{textFrame(10, interrupted), textFrame(11, in("No, wait."))}},
 	}))(t)
 	if p := second.GetPlan(); second.GetLease().GetFencingToken() != 2 || p.GetHandle() != "h-1" || second.GetConnectionId() == first.GetConnectionId() || len(p.GetToolCalls()) != 0 ||
-		!strings.Contains(jsonText(p.GetSend()), "One two") {
+		!strings.Contains(gemini.JSONText(p.GetSend()), "One two") {
 		t.Errorf("resumed: %v", second)
 	}
 	must(c.DisconnectLive(t.Context(), &disconnectReq{
@@ -224,7 +225,7 @@ func TestOwedToolCalls(t *testing.T) {
 				ConversationId: c1, Seq: 1, FencingToken: owed[0].GetClaim().GetFencingToken(), Response: structpb.NewStructValue(outputOf("ok")), IsError: true,
 			}))(t)
 			const text = `Failure of run, which was called before the connection was lost (a): {"output":"ok"}`
-			if got := jsonText(done.GetSend()); got != `{"clientContent":{"turnComplete":true,"turns":[{"parts":[{"text":`+quote(text)+`}],"role":"user"}]}}` {
+			if got := gemini.JSONText(done.GetSend()); got != `{"clientContent":{"turnComplete":true,"turns":[{"parts":[{"text":`+quote(text)+`}],"role":"user"}]}}` {
 				t.Errorf("sends %s", got)
 			}
 			for range 2 { // a resend changes nothing either
@@ -280,7 +281,7 @@ func TestResponsesOfToolCalls(t *testing.T) {
 		tt.req.ConversationId, tt.req.Seq, tt.req.FencingToken = c1, issued.GetSeq(), issued.GetClaim().GetFencingToken()
 		for range 2 {
 			got := must(c.CompleteToolCall(t.Context(), tt.req))(t)
-			if send := jsonText(got.GetSend()); !strings.Contains(send, tt.send) {
+			if send := gemini.JSONText(got.GetSend()); !strings.Contains(send, tt.send) {
 				t.Errorf("%v sends %s", tt.req, send)
 			}
 			if exact := strings.Contains(tt.req.GetResponseJson(), "123"); exact && got.GetToolCall().GetResponseJson() != `{"id":1234567890123456789}` ||
@@ -289,8 +290,8 @@ func TestResponsesOfToolCalls(t *testing.T) {
 			}
 		}
 	}
-	large := ingestOne(t, c, 1, textFrame(100, `{"toolCall":{"functionCalls":[{"id":"large","name":"f","args":{"x":"`+strings.Repeat("x", maxObjectBytes)+`"}}]}}`))
-	if calls := large.GetToolCalls(); len(calls) != 1 || calls[0].GetArgs() != nil || !strings.Contains(calls[0].GetArgsOmitted(), fmt.Sprint(maxObjectBytes)) || large.GetUnknownFrames() != 1 {
+	large := ingestOne(t, c, 1, textFrame(100, `{"toolCall":{"functionCalls":[{"id":"large","name":"f","args":{"x":"`+strings.Repeat("x", gemini.MaxObjectBytes)+`"}}]}}`))
+	if calls := large.GetToolCalls(); len(calls) != 1 || calls[0].GetArgs() != nil || !strings.Contains(calls[0].GetArgsOmitted(), fmt.Sprint(gemini.MaxObjectBytes)) || large.GetUnknownFrames() != 1 {
 		t.Errorf("a call with too large arguments: %v", large)
 	}
 }

@@ -14,47 +14,63 @@ import (
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	livev1 "holdfast/gen/holdfast/live/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/conversation/gemini"
+	"holdfast/handlers/conversation/voice"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
 )
 
-// newLive is a folder over the change's conversation.
+// newLive is a reducer over the change's conversation.
 func newLive(tx *object.Tx[state]) *liveTx {
-	f := newFolder(tx.State(), tx.Now(), func(session int64, callID string) *storev1.ToolCall {
-		ref, _ := tx.Entry(inCallRefs, callKey(session, callID)).(*storev1.ToolCallRef)
-		if ref == nil {
-			return nil
-		}
-		call, _ := tx.Entry(inToolCalls, object.SeqKey(ref.GetSeq())).(*storev1.ToolCall)
-		return call
-	})
-	f.stored = func(seq int64) *storev1.Message {
-		msg, _ := tx.Entry(inMessages, object.SeqKey(seq)).(*storev1.Message)
-		return msg
-	}
-	return &liveTx{f, tx.State().GetToolCallCount()}
+	before := tx.State().GetToolCallCount()
+	return &liveTx{voice.New(tx.State(), tx.Now(), storedIn{tx}), before}
 }
 
-// liveTx is a folder that can stage what it did.
+// storedIn is what a change's conversation has.
+type storedIn struct{ tx *object.Tx[state] }
+
+func (s storedIn) Message(seq int64) *storev1.Message {
+	msg, _ := s.tx.Entry(inMessages, object.SeqKey(seq)).(*storev1.Message)
+	return msg
+}
+
+func (s storedIn) Call(session int64, id string) *storev1.ToolCall {
+	ref, _ := s.tx.Entry(inCallRefs, callKey(session, id)).(*storev1.ToolCallRef)
+	if ref == nil {
+		return nil
+	}
+	call, _ := s.tx.Entry(inToolCalls, object.SeqKey(ref.GetSeq())).(*storev1.ToolCall)
+	return call
+}
+
+// liveTx is a reducer that can stage what it did.
 type liveTx struct {
-	*folder
+	*voice.Reducer
 
 	calls int64 // how many there were before
 }
 
+// fenced folds a batch of the newest connection, or refuses it.
+func (l *liveTx) fenced(tx *object.Tx[state], caller identity.Identity, batch voice.Batch, playedMs *int32) (voice.Effects, error) {
+	if err := fence(tx.State(), writer{epoch: batch.Epoch, caller: caller, now: tx.Now()}); err != nil {
+		return voice.Effects{}, err
+	}
+	return l.Ingest(batch, playedMs)
+}
+
 // put stages the entries that changed.
 func (l *liveTx) put(tx *object.Tx[state]) {
-	effects := l.effects()
+	effects := l.Effects()
 	l.stage(tx, &effects)
 }
 
-func (l *liveTx) stage(tx *object.Tx[state], effects *liveEffects) {
-	for _, msg := range effects.messages {
+func (l *liveTx) stage(tx *object.Tx[state], effects *voice.Effects) {
+	for _, msg := range effects.Messages {
 		tx.Put(inMessages, object.SeqKey(msg.GetSeq()), msg)
 	}
-	for _, call := range effects.toolCalls {
+	for _, call := range effects.ToolCalls {
 		tx.Put(inToolCalls, object.SeqKey(call.GetSeq()), call)
 		if call.GetSeq() > l.calls {
 			tx.Put(inCallRefs, callKey(call.GetSession(), call.GetCallId()), &storev1.ToolCallRef{Seq: call.GetSeq()})
@@ -65,11 +81,11 @@ func (l *liveTx) stage(tx *object.Tx[state], effects *liveEffects) {
 func callKey(session int64, callID string) string { return object.SeqKey(session) + ":" + callID }
 
 // readBatch reads frames of a connection, and notes the user's activity where they show any. Resumption handles in them are sealed.
-func (m *Manager) readBatch(ctx context.Context, caller identity.Identity, id string, token int32, frames []*livev1.LiveFrame) liveBatch {
-	batch := readBatch(int64(token), frames, func(handle []byte) []byte {
+func (m *Manager) readBatch(ctx context.Context, caller identity.Identity, id string, token int32, frames []*livev1.LiveFrame) voice.Batch {
+	batch := voice.ReadBatch(int64(token), frames, func(handle []byte) []byte {
 		return m.box.Seal(handle, handleContext(caller.Tenant, id))
 	})
-	if batch.byUser {
+	if batch.ByUser {
 		identity.Active(ctx)
 	}
 	return batch
@@ -82,22 +98,22 @@ func (m *Manager) IngestLive(ctx context.Context, req *livev1.IngestLiveRequest)
 		return nil, err
 	}
 	batch := m.readBatch(ctx, caller, req.GetConversationId(), req.GetFencingToken(), req.GetFrames())
-	batch.sessionEnd = identity.SessionEnd(ctx)
-	if batch.fleeting && len(batch.frames) > 0 && req.PlayedMs == nil {
+	batch.SessionEnd = identity.SessionEnd(ctx)
+	if batch.Fleeting && len(batch.Frames) > 0 && req.PlayedMs == nil {
 		if res, err := m.show(ctx, caller, req, batch); res != nil || err != nil {
 			return res, err
 		}
 	}
 	frames, k := req.GetFrames(), partialKey{caller, req.GetConversationId()}
-	if p := m.partials.due(k); p != nil && p.batch.epoch == batch.epoch {
-		earlier := len(p.batch.frames)
-		if len(batch.frames) > 0 {
-			earlier = p.before(batch.frames[0].index)
+	if p := m.partials.due(k); p != nil && p.batch.Epoch == batch.Epoch {
+		earlier := len(p.batch.Frames)
+		if len(batch.Frames) > 0 {
+			earlier = p.before(batch.Frames[0].Index)
 		}
-		batch.frames, frames = append(p.batch.frames[:earlier:earlier], batch.frames...), append(p.raw[:earlier:earlier], frames...)
+		batch.Frames, frames = append(p.batch.Frames[:earlier:earlier], batch.Frames...), append(p.raw[:earlier:earlier], frames...)
 	}
 	res, err := m.ingest(ctx, caller, req, batch, frames)
-	if err == nil && len(batch.frames) > 0 {
+	if err == nil && len(batch.Frames) > 0 {
 		m.partials.settle(k, batch, false)
 	}
 	return res, err
@@ -105,18 +121,18 @@ func (m *Manager) IngestLive(ctx context.Context, req *livev1.IngestLiveRequest)
 
 // ingest stores a batch.
 func (m *Manager) ingest(
-	ctx context.Context, caller identity.Identity, req *livev1.IngestLiveRequest, batch liveBatch, raw []*livev1.LiveFrame,
+	ctx context.Context, caller identity.Identity, req *livev1.IngestLiveRequest, batch voice.Batch, raw []*livev1.LiveFrame,
 ) (res *livev1.IngestLiveResponse, err error) {
 	keep := &rawFrames{m: m, caller: caller, id: req.GetConversationId(), frames: raw}
 	_, err = m.kind.Update(ctx, object.ID(req.GetConversationId()), func(tx *object.Tx[state]) error {
 		s, l := tx.State(), newLive(tx)
-		effects, err := l.ingest(writer{epoch: batch.epoch, caller: caller, now: tx.Now()}, batch, req.PlayedMs)
+		effects, err := l.fenced(tx, caller, batch, req.PlayedMs)
 		if err != nil {
 			return err
 		}
 		l.stage(tx, &effects)
-		changed := int(effects.skipped) < len(batch.frames) || len(effects.messages) > 0
-		if !l.renew(changed, batch.sessionEnd) && !changed {
+		changed := int(effects.Skipped) < len(batch.Frames) || len(effects.Messages) > 0
+		if !renew(s.GetLive(), tx.Now(), changed, batch.SessionEnd) && !changed {
 			tx.Unchanged()
 		}
 		if changed {
@@ -129,9 +145,9 @@ func (m *Manager) ingest(
 		through := int32(s.GetLive().GetLastClientIndex()) //nolint:gosec // it was an int32
 		res = &livev1.IngestLiveResponse{
 			StoredThrough: through, ReceivedThrough: through, Lease: ownLease(s.GetLive(), tx.Now()), Rotate: rotate(s, tx.Now(), m.limits),
-			Voice: presentVoice(s.GetVoice()), UnknownFrames: effects.unknown, SkippedFrames: effects.skipped, MissingFrames: effects.missing, Version: int64(tx.Info().Version),
+			Voice: presentVoice(s.GetVoice()), UnknownFrames: effects.Unknown, SkippedFrames: effects.Skipped, MissingFrames: effects.Missing, Version: int64(tx.Info().Version),
 		}
-		effects.addTo(res, s.GetLive(), tx.Now())
+		addEffects(res, &effects, s.GetLive(), tx.Now())
 		return nil
 	})
 	if fenced, ok := errors.AsType[fencedError](err); ok {
@@ -146,13 +162,13 @@ func (m *Manager) ingest(
 // smallEffects is so little, in binary, that no answer is too small for its JSON.
 const smallEffects = 16 << 10
 
-// addTo adds to an answer what it has room for.
-func (e *liveEffects) addTo(res *livev1.IngestLiveResponse, live *storev1.LiveState, now time.Time) {
+// addEffects adds to an answer what it has room for.
+func addEffects(res *livev1.IngestLiveResponse, e *voice.Effects, live *storev1.LiveState, now time.Time) {
 	least := 0
-	for _, m := range e.messages {
+	for _, m := range e.Messages {
 		least += proto.Size(m)
 	}
-	for _, c := range e.toolCalls {
+	for _, c := range e.ToolCalls {
 		least += proto.Size(c)
 	}
 	var room object.Room
@@ -160,14 +176,14 @@ func (e *liveEffects) addTo(res *livev1.IngestLiveResponse, live *storev1.LiveSt
 		room.Bytes = object.AnswerBytes - rpc.AnswerSize(res)
 	}
 	fits := func(m proto.Message) bool { return least < smallEffects || room.Fits(rpc.AnswerSize(m)) }
-	for _, one := range e.messages {
+	for _, one := range e.Messages {
 		msg := presentMessage(one)
 		if res.More = !fits(msg); res.GetMore() {
 			return
 		}
 		res.Messages = append(res.Messages, msg)
 	}
-	for _, one := range e.toolCalls {
+	for _, one := range e.ToolCalls {
 		call := presentOwn(live, one, now)
 		if res.More = !fits(call); res.GetMore() {
 			return
@@ -177,15 +193,15 @@ func (e *liveEffects) addTo(res *livev1.IngestLiveResponse, live *storev1.LiveSt
 }
 
 // abandon keeps what a connection sent that another has replaced.
-func (m *Manager) abandon(ctx context.Context, id string, batch liveBatch) error {
+func (m *Manager) abandon(ctx context.Context, id string, batch voice.Batch) error {
 	_, err := m.kind.Update(ctx, object.ID(id), func(tx *object.Tx[state]) error {
 		l := newLive(tx)
-		before := proto.CloneOf(l.live)
-		fragment := l.abandon(batch)
+		before := proto.CloneOf(tx.State().GetLive())
+		fragment := l.Abandon(batch)
 		putFragment(tx, fragment)
 		l.put(tx)
 		tx.Emit("live_abandoned")
-		if fragment == nil && proto.Equal(before, l.live) {
+		if fragment == nil && proto.Equal(before, tx.State().GetLive()) {
 			tx.Unchanged()
 		}
 		return nil
@@ -210,24 +226,24 @@ func (m *Manager) DisconnectLive(ctx context.Context, req *livev1.DisconnectLive
 	res, err := object.Do(ctx, m.kind, object.ID(req.GetConversationId()), req,
 		func(tx *object.Tx[state]) (*livev1.DisconnectLiveResponse, error) {
 			l := newLive(tx)
-			effects, err := l.ingest(writer{epoch: batch.epoch, caller: caller, now: tx.Now()}, batch, req.PlayedMs)
+			effects, err := l.fenced(tx, caller, batch, req.PlayedMs)
 			if err != nil {
 				return nil, err
 			}
-			changed := int(effects.skipped) < len(batch.frames)
+			changed := int(effects.Skipped) < len(batch.Frames)
 			if changed {
 				if err := keep.keep(tx); err != nil {
 					return nil, err
 				}
 			}
-			if !l.closeLive(req.GetCloseCode()) && !changed && len(effects.messages) == 0 {
+			if !l.CloseLive(req.GetCloseCode()) && !changed && len(effects.Messages) == 0 {
 				tx.Unchanged()
 			}
 			l.put(tx)
 			awaitSilence(tx)
 			tx.Emit("live_disconnected")
 			return &livev1.DisconnectLiveResponse{
-				StoredThrough: int32(l.live.GetLastClientIndex()), Version: int64(tx.Info().Version), //nolint:gosec // it was an int32
+				StoredThrough: int32(tx.State().GetLive().GetLastClientIndex()), Version: int64(tx.Info().Version), //nolint:gosec // it was an int32
 			}, nil
 		})
 	if fenced, ok := errors.AsType[fencedError](err); ok {
@@ -245,7 +261,7 @@ func (m *Manager) ClaimToolCall(ctx context.Context, req *livev1.ClaimToolCallRe
 				return nil, err
 			}
 			f := newLive(tx)
-			call, err := f.claimCall(entry, req)
+			call, err := f.ClaimCall(entry, req)
 			if err != nil {
 				return nil, refuse(err)
 			}
@@ -269,15 +285,15 @@ func (m *Manager) CompleteToolCall(ctx context.Context, req *livev1.CompleteTool
 				return nil, err
 			}
 			f := newLive(tx)
-			call, send, err := f.completeCall(entry, int64(req.GetFencingToken()), response, req.GetScheduling())
+			call, send, err := f.CompleteCall(entry, int64(req.GetFencingToken()), response, req.GetScheduling())
 			if err != nil {
 				return nil, refuse(err)
 			}
 			if send != nil && req.GetScheduling() != "SILENT" {
-				f.toldResult()
+				f.ToldResult()
 			}
 			f.put(tx)
-			if len(f.toolCalls) == 0 {
+			if !f.ChangedCalls() {
 				tx.Unchanged()
 			}
 			return &livev1.CompleteToolCallResponse{ToolCall: presentCall(call), Send: send, Version: int64(tx.Info().Version)}, nil
@@ -285,8 +301,8 @@ func (m *Manager) CompleteToolCall(ctx context.Context, req *livev1.CompleteTool
 }
 
 // readResponse reads the response that a request has.
-func readResponse(req *livev1.CompleteToolCallRequest) (functionResponse, error) {
-	r := functionResponse{WillContinue: req.GetWillContinue(), isError: req.GetIsError()}
+func readResponse(req *livev1.CompleteToolCallRequest) (gemini.FunctionResponse, error) {
+	r := gemini.FunctionResponse{WillContinue: req.GetWillContinue(), IsError: req.GetIsError()}
 	field, raw := "response_json", []byte(req.GetResponseJson())
 	if req.GetResponse() != nil {
 		var err error
@@ -295,12 +311,12 @@ func readResponse(req *livev1.CompleteToolCallRequest) (functionResponse, error)
 			return r, problem.InvalidArgument(field, "has a number that JSON does not have")
 		}
 	}
-	v, err := parseValue(raw)
+	v, err := gemini.ParseValue(raw)
 	if err != nil {
 		return r, problem.InvalidArgument(field, err.Error())
 	}
-	if r.Response.value = v.value; v.text != "" {
-		r.Response.value, r.Response.text = nil, v.text
+	if r.Response.Value = v.Value; v.Text != "" {
+		r.Response.Value, r.Response.Text = nil, v.Text
 	}
 	return r, nil
 }
@@ -314,20 +330,20 @@ func toolCall(tx *object.Tx[state], seq int32) (*storev1.ToolCall, error) {
 }
 
 // refuseCall puts a callError into the caller's words.
-func refuseCall(err callError) error {
+func refuseCall(err voice.CallError) error {
 	switch {
-	case err.stale:
+	case err.Stale:
 		return problem.New(errorv1.Reason_REASON_FENCED, "the fencing token is not that of the tool call's newest claim; only its holder renews the claim or responds")
-	case !err.claimed.IsZero():
+	case !err.Claimed.IsZero():
 		p := problem.New(errorv1.Reason_REASON_LEASE_HELD, "another worker has the tool call")
-		p.Detail = &errorv1.Held{What: "tool_call", ExpireTime: timestamppb.New(err.claimed)}
+		p.Detail = &errorv1.Held{What: "tool_call", ExpireTime: timestamppb.New(err.Claimed)}
 		return p
-	case err.answered:
+	case err.Answered:
 		return problem.New(errorv1.Reason_REASON_ILLEGAL_TRANSITION, err.Error())
 	default:
 		p := problem.New(errorv1.Reason_REASON_ILLEGAL_TRANSITION,
-			"the tool call is "+strings.ToLower(strings.TrimPrefix(err.status.String(), "TOOL_CALL_STATUS_"))+"; only one that is not over is claimed or completed")
-		p.Detail = &errorv1.Transition{From: err.status.String()}
+			"the tool call is "+strings.ToLower(strings.TrimPrefix(err.Status.String(), "TOOL_CALL_STATUS_"))+"; only one that is not over is claimed or completed")
+		p.Detail = &errorv1.Transition{From: err.Status.String()}
 		return p
 	}
 }

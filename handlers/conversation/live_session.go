@@ -2,9 +2,7 @@ package conversation
 
 import (
 	"errors"
-	"maps"
 	"math"
-	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -12,15 +10,9 @@ import (
 
 	livev1 "holdfast/gen/holdfast/live/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/conversation/voice"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
-)
-
-const (
-	// maxHandles are the updates of session resumption that are kept.
-	maxHandles = 4
-	// maxGoAway bounds what a provider may say of the time that is left.
-	maxGoAway = time.Hour
 )
 
 // LiveLimits are what Gemini Live is documented to allow. Providers change them.
@@ -54,50 +46,6 @@ func (l LiveLimits) handles(p storev1.LiveProvider) time.Duration {
 	return l.DeveloperHandles
 }
 
-// begin begins a new connection. The user may be in the middle of an utterance, which goes on in it. A turn of the
-// model does not: it ended with the connection, and the utterance that it answered ended before.
-func (f *folder) begin(epoch int64) {
-	if old := f.live.GetEpoch(); old != 0 {
-		f.disconnect()
-		f.rememberFenced(old)
-	}
-	f.live.Epoch, f.live.LastClientIndex = epoch, 0
-	f.live.LastCloseTime = f.live.GetCloseTime()
-	f.live.OpenTime, f.live.CloseTime, f.live.CloseCode, f.live.GoAwayTime = f.now, nil, 0, nil
-	f.live.Device, f.live.SessionId = nil, ""
-	f.live.CallsBefore = f.state.GetToolCallCount()
-	f.forgetAnswer()
-	f.live.QuestionSeq, f.live.OwesEnd, f.live.OwesCut, f.live.Speaking, f.live.PartialCalls = 0, false, false, false, nil
-	f.startRetelling()
-	f.live.Reconnected = f.live.GetRetelling()
-}
-
-// disconnect ends what cannot outlive a connection.
-func (f *folder) disconnect() {
-	f.endRetelling()
-	f.release(false)
-	if turn := f.live.GetAssistantTurn(); turn != nil {
-		f.signal(modelLost)
-		f.endTurn(storev1.MessageStatus_MESSAGE_STATUS_INTERRUPTED)
-		f.live.Asked = true // the next connection goes on with the answer
-	}
-	if f.live.GetUserTurn() != nil && (f.live.GetAnswered() || f.live.GetUserTurn().GetCreateTime() == nil) {
-		f.endUtterance()
-	}
-	f.orphanCalls()
-}
-
-// rememberFenced keeps how far an older connection was folded, so that what it sends yet can be told from that.
-func (f *folder) rememberFenced(epoch int64) {
-	if f.live.FencedIndexes == nil {
-		f.live.FencedIndexes = map[int64]int64{}
-	}
-	f.live.FencedIndexes[epoch] = max(f.live.GetFencedIndexes()[epoch], f.live.GetLastClientIndex())
-	for len(f.live.GetFencedIndexes()) > maxFenced {
-		delete(f.live.FencedIndexes, slices.Min(slices.Collect(maps.Keys(f.live.GetFencedIndexes()))))
-	}
-}
-
 // connecting is a client that wants to connect.
 type connecting struct {
 	req    *livev1.ConnectLiveRequest
@@ -108,24 +56,24 @@ type connecting struct {
 	id         string // the connection's, if there will be one
 	limits     LiveLimits
 	// previous is what the last connection still owed, read, and settled what happens between its end and the next beginning.
-	previous liveBatch
+	previous voice.Batch
 	settled  func() error
 	// opens reports whether a sealed handle can be opened.
 	opens func(sealed []byte) bool
 }
 
 // connect takes the conversation over for a new connection. late is what an older one than the last owed; nil: nothing.
-func (f *folder) connect(c *connecting) (reason livev1.PlanReason, late *storev1.Fragment, err error) {
-	w := writer{epoch: int64(c.req.GetPrevious().GetFencingToken()), caller: c.caller, now: f.now.AsTime()}
-	if err := mayConnect(f.state, w, w.epoch, c.req.GetTakeOver()); err != nil {
+func (c *connecting) connect(f *voice.Reducer, s *storev1.ConversationState, now time.Time) (reason livev1.PlanReason, late *storev1.Fragment, err error) {
+	w := writer{epoch: int64(c.req.GetPrevious().GetFencingToken()), caller: c.caller, now: now}
+	if err := mayConnect(s, w, w.epoch, c.req.GetTakeOver()); err != nil {
 		return 0, nil, err
 	}
 	if w.epoch != 0 {
-		if late, err = f.followOn(w, c); err != nil {
+		if late, err = c.followOn(f, s, w); err != nil {
 			return 0, nil, err
 		}
 	}
-	epoch := newestEpoch(f.state) + 1
+	epoch := newestEpoch(s) + 1
 	if epoch > math.MaxInt32 {
 		return 0, nil, problem.LimitReached("object", "connections", math.MaxInt32, "the conversation has had all connections that have a number; go on in a fork of it", 0)
 	}
@@ -133,63 +81,57 @@ func (f *folder) connect(c *connecting) (reason livev1.PlanReason, late *storev1
 	if provider == storev1.LiveProvider_LIVE_PROVIDER_UNSPECIFIED {
 		provider = storev1.LiveProvider_LIVE_PROVIDER_DEVELOPER_API
 	}
-	handle, reason := f.handle(c, provider)
-	before := f.live.GetLease()
-	f.begin(epoch)
-	if f.live.ResumedHandleId = handle.GetId(); handle == nil {
-		f.live.Session++
-	}
-	o := c.req.GetOptions()
-	f.live.Device, f.live.Provider, f.live.SetupHash = storedDevice(c.req.GetDevice()), provider, c.req.GetSetupHash()
-	f.live.KeepFrames, f.live.Silence = o.GetKeepFramesFor(), o.GetSilence()
-	f.live.LeaveToolCalls, f.live.ToolLease = o.GetLeaveToolCalls(), o.GetToolLease()
-	f.live.Lease = &storev1.LiveLease{
-		ConnectionId: c.id, User: string(c.caller.User), SessionId: c.caller.Session, ExpireTime: leaseEnd(w.now, c.sessionEnd),
-	}
+	live, o := s.GetLive(), c.req.GetOptions()
+	handle, reason := c.handle(live, provider, now)
 	goesOn := ""
 	if w.epoch == epoch-1 {
-		goesOn = before.GetConnectionId()
+		goesOn = live.GetLease().GetConnectionId()
 	}
-	f.claimOwed(goesOn)
+	f.Open(voice.Opening{
+		Epoch: epoch, Resumes: handle.GetId(), Device: storedDevice(c.req.GetDevice()), Provider: provider, SetupHash: c.req.GetSetupHash(),
+		KeepFrames: o.GetKeepFramesFor(), Silence: o.GetSilence(), LeaveToolCalls: o.GetLeaveToolCalls(), ToolLease: o.GetToolLease(),
+		Lease: &storev1.LiveLease{
+			ConnectionId: c.id, User: string(c.caller.User), SessionId: c.caller.Session, ExpireTime: leaseEnd(now, c.sessionEnd),
+		},
+		GoesOn: goesOn,
+	})
 	return reason, late, nil
 }
 
 // followOn folds what the connection before still owed, and ends it. What an older one owed is abandoned.
-func (f *folder) followOn(w writer, c *connecting) (late *storev1.Fragment, err error) {
-	err = issued(f.state, w.epoch)
+func (c *connecting) followOn(f *voice.Reducer, s *storev1.ConversationState, w writer) (late *storev1.Fragment, err error) {
+	err = issued(s, w.epoch)
 	if _, older := errors.AsType[fencedError](err); older {
-		return f.abandon(c.previous), nil
+		return f.Abandon(c.previous), nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	// Who lost a session goes on in the next, so the session need not be the same, once the lease is free.
-	if !ofUser(f.live.GetLease(), c.caller) {
-		return nil, fence(f.state, w)
+	if !ofUser(s.GetLive().GetLease(), c.caller) {
+		return nil, fence(s, w)
 	}
-	if err := c.previous.checkIndexes("previous.frames", f.live.GetLastClientIndex()); err != nil {
+	if err := f.FinishWith(c.previous, c.req.GetPrevious().PlayedMs); err != nil {
 		return nil, err
 	}
-	f.foldBatch(c.previous)
-	f.played(c.req.GetPrevious().PlayedMs)
 	if err := c.settled(); err != nil {
 		return nil, err
 	}
-	f.closeLive(c.req.GetPrevious().GetCloseCode())
+	f.CloseLive(c.req.GetPrevious().GetCloseCode())
 	if c.req.GetPrevious().GetHandleRefused() {
-		f.refuseHandle()
+		f.RefuseHandle()
 	}
 	return nil, nil
 }
 
 // handle is what the provider's session is resumed with; nil: it is not, and reason says why.
-func (f *folder) handle(c *connecting, provider storev1.LiveProvider) (h *storev1.LiveHandle, reason livev1.PlanReason) {
-	if f.live.GetOpenTime() == nil && f.live.GetEpoch() == 0 {
+func (c *connecting) handle(live *storev1.LiveState, provider storev1.LiveProvider, now time.Time) (h *storev1.LiveHandle, reason livev1.PlanReason) {
+	if live.GetOpenTime() == nil && live.GetEpoch() == 0 {
 		return nil, livev1.PlanReason_PLAN_REASON_FIRST
 	}
-	h = newestResumable(f.live.GetHandles())
+	h = voice.NewestResumable(live.GetHandles())
 	switch {
-	case h == nil, h.GetSession() != f.live.GetSession(): // a session that another has followed knows less than the conversation does
+	case h == nil, h.GetSession() != live.GetSession(): // a session that another has followed knows less than the conversation does
 		return nil, livev1.PlanReason_PLAN_REASON_NO_HANDLE
 	case !mayHave(c.caller, c.owner, h.GetUser()):
 		return nil, livev1.PlanReason_PLAN_REASON_NO_HANDLE
@@ -198,7 +140,7 @@ func (f *folder) handle(c *connecting, provider storev1.LiveProvider) (h *storev
 	case h.GetSetupHash() != c.req.GetSetupHash(), h.GetProvider() != provider:
 		return nil, livev1.PlanReason_PLAN_REASON_SETUP_CHANGED
 	}
-	if end := handleExpiry(f.live, h, f.now.AsTime(), c.limits); !end.IsZero() && !f.now.AsTime().Before(end) {
+	if end := handleExpiry(live, h, now, c.limits); !end.IsZero() && !now.Before(end) {
 		return nil, livev1.PlanReason_PLAN_REASON_HANDLE_EXPIRED
 	}
 	if len(h.GetSealed()) == 0 || !c.opens(h.GetSealed()) { // its key is gone
@@ -210,106 +152,6 @@ func (f *folder) handle(c *connecting, provider storev1.LiveProvider) (h *storev
 // mayHave reports whether a caller may have a secret that a user's connection brought to a conversation of owner.
 func mayHave(caller identity.Identity, owner identity.User, user string) bool {
 	return caller.Service || user == string(caller.User) || owner != "" && owner == caller.User
-}
-
-// closeLive notes that the newest connection has ended, and gives its lease back. It returns false where that was known.
-func (f *folder) closeLive(code int32) bool {
-	if f.live.GetCloseTime() != nil {
-		return false
-	}
-	f.disconnect()
-	f.live.CloseTime, f.live.CloseCode, f.live.GoAwayTime = f.now, code, nil
-	if f.live.GetLease() != nil {
-		f.live.Lease.ExpireTime = f.now
-	}
-	return true
-}
-
-// refuseHandle kills the handle that the newest connection resumes with, and those that are older: they know less than it does.
-func (f *folder) refuseHandle() {
-	i := slices.IndexFunc(f.live.GetHandles(), func(h *storev1.LiveHandle) bool { return h.GetId() == f.live.GetResumedHandleId() })
-	if i < 0 || f.live.GetHandles()[i].GetDead() {
-		return
-	}
-	for _, h := range f.live.GetHandles()[:i+1] {
-		h.Dead, h.Sealed = true, nil
-	}
-	f.live.ResumeFailures++
-	f.live.ResumeFailureTime = f.now
-}
-
-// foldSession folds what a frame tells of the session itself.
-func (f *folder) foldSession(m *liveFrame) {
-	if m.Setup != nil {
-		f.setUp(m.Setup)
-	}
-	if m.SetupComplete != nil {
-		f.live.SessionId = firstBytes(string(m.SetupComplete.SessionID), maxName)
-		f.live.ResumeFailures, f.live.ResumeFailureTime = 0, nil
-	}
-	if m.GoAway != nil {
-		f.goAway(string(m.GoAway.TimeLeft))
-	}
-	if m.SessionResumptionUpdate != nil {
-		f.noteHandle(m.SessionResumptionUpdate)
-	}
-}
-
-// setUp reads how the client in fact began the session.
-func (f *folder) setUp(s *sessionSetup) {
-	if !s.SessionResumption.Handle && f.live.GetResumedHandleId() != 0 {
-		f.live.Session++
-		f.live.ResumedHandleId = 0
-	}
-}
-
-func (f *folder) goAway(left string) {
-	d, err := time.ParseDuration(left)
-	if err != nil {
-		d = 0 // it will close, and did not say when: treat it as now
-	}
-	f.live.GoAwayTime = timestamppb.New(f.now.AsTime().Add(min(max(d, 0), maxGoAway)))
-}
-
-// noteHandle keeps an update of session resumption. Only the newest resumable one has its secret; of those in a row that
-// are not resumable the first is kept, which tells since when.
-func (f *folder) noteHandle(u *resumptionUpdate) {
-	resumable := u.Resumable && len(u.sealed) > 0
-	handles := f.live.GetHandles()
-	if n := len(handles); !resumable && n > 0 && !handles[n-1].GetResumable() && handles[n-1].GetEpoch() == f.live.GetEpoch() {
-		return
-	}
-	f.live.HandleCount++
-	h := &storev1.LiveHandle{
-		Id: f.live.GetHandleCount(), Epoch: f.live.GetEpoch(), Session: f.live.GetSession(), Resumable: resumable,
-		SetupHash: f.live.GetSetupHash(), Provider: f.live.GetProvider(), ReceiveTime: f.now,
-		LastConsumedClientIndex: max(int64(u.LastConsumed), 0), AfterSeq: f.state.GetLastSeq(), AfterToolCall: f.state.GetToolCallCount(),
-		User: f.live.GetLease().GetUser(),
-	}
-	if resumable {
-		h.Sealed = u.sealed
-		for _, old := range handles {
-			old.Sealed = nil
-		}
-	}
-	handles = append(handles, h)
-	if len(handles) > maxHandles {
-		oldest := 0
-		if newest := newestResumable(handles); newest == handles[0] {
-			oldest = 1
-		}
-		handles = slices.Delete(handles, oldest, oldest+1)
-	}
-	f.live.Handles = handles
-}
-
-func newestResumable(handles []*storev1.LiveHandle) *storev1.LiveHandle {
-	for _, h := range slices.Backward(handles) {
-		if h.GetResumable() {
-			return h
-		}
-	}
-	return nil
 }
 
 // handleExpiry is when a handle is over; zero: its connection is open, as far as is known. It counts from when the session
@@ -379,73 +221,3 @@ func retryTime(live *storev1.LiveState) time.Time {
 	}
 	return live.GetResumeFailureTime().AsTime().Add(wait)
 }
-
-// abandon keeps what an older connection sent after it was replaced: what was said becomes a fragment, which is nil where
-// there is nothing new, and responses to its tool calls are told as text.
-func (f *folder) abandon(batch liveBatch) *storev1.Fragment {
-	known := f.live.GetFencedIndexes()[batch.epoch]
-	if batch.epoch == f.live.GetEpoch() { // nobody has connected since
-		known = max(known, f.live.GetLastClientIndex())
-	}
-	if batch.checkIndexes("frames", known) != nil {
-		return nil
-	}
-	fragment := &storev1.Fragment{Epoch: batch.epoch, CreateTime: f.now}
-	for i := range batch.frames {
-		frame := &batch.frames[i]
-		if frame.index <= known {
-			continue
-		}
-		known = frame.index
-		if fragment.GetFirstClientIndex() == 0 {
-			fragment.FirstClientIndex = frame.index
-		}
-		fragment.LastClientIndex = frame.index
-		for j := range frame.messages {
-			f.abandonMessage(fragment, &frame.messages[j])
-		}
-	}
-	if f.live.FencedIndexes == nil {
-		f.live.FencedIndexes = map[int64]int64{}
-	}
-	if known > f.live.GetFencedIndexes()[batch.epoch] {
-		f.live.FencedIndexes[batch.epoch] = known
-	}
-	for len(f.live.GetFencedIndexes()) > maxFenced {
-		delete(f.live.FencedIndexes, slices.Min(slices.Collect(maps.Keys(f.live.GetFencedIndexes()))))
-	}
-	if fragment.GetUserText() == "" && fragment.GetAssistantText() == "" || f.state.GetFragmentCount() >= maxFragments {
-		return nil
-	}
-	f.state.FragmentCount++
-	fragment.Seq = f.state.GetFragmentCount()
-	return fragment
-}
-
-func (f *folder) abandonMessage(fragment *storev1.Fragment, m *liveFrame) {
-	user, assistant := "", ""
-	if c := m.ServerContent; c != nil {
-		user, assistant = string(c.InputTranscription.Text), string(c.OutputTranscription.Text)
-		if c.ModelTurn != nil && assistant == "" {
-			assistant = c.ModelTurn.text()
-		}
-	}
-	if m.RealtimeInput != nil {
-		user += string(m.RealtimeInput.Text)
-	}
-	fragment.UserText = firstBytes(fragment.GetUserText()+user, maxFragmentText)
-	fragment.AssistantText = firstBytes(fragment.GetAssistantText()+assistant, maxFragmentText)
-	if m.ToolResponse == nil {
-		return
-	}
-	for _, response := range m.ToolResponse.FunctionResponses {
-		if f.live.GetPendingCalls()[string(response.ID)].GetEpoch() == fragment.GetEpoch() && !response.WillContinue {
-			f.answerCall(response)
-		}
-	}
-}
-
-const (
-	maxFragments    = 1000
-	maxFragmentText = 16 << 10
-)

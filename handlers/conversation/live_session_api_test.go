@@ -22,6 +22,8 @@ import (
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	livev1 "holdfast/gen/holdfast/live/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/conversation/gemini"
+	"holdfast/handlers/conversation/voice"
 	"holdfast/object"
 	"holdfast/seal"
 )
@@ -73,7 +75,7 @@ func TestConnectionsThroughTheAPI(t *testing.T) {
 		Previous: &livev1.Previous{FencingToken: 2, CloseCode: 1011, HandleRefused: true, Frames: []*livev1.LiveFrame{textFrame(1, in("done"))}},
 	}))(t)
 	if p := third.GetPlan(); p.GetReason() != livev1.PlanReason_PLAN_REASON_HANDLE_REFUSED || p.GetHandle() != "" || p.GetConnectAfter() == nil ||
-		!strings.Contains(jsonText(p.GetSend()), "Set it to done") {
+		!strings.Contains(gemini.JSONText(p.GetSend()), "Set it to done") {
 		t.Errorf("after it was refused: %v", p)
 	}
 	for range 2 {
@@ -311,7 +313,7 @@ func TestPartialsAreShownThenStored(t *testing.T) {
 		got := w.next(t)
 		if s := got.GetSignal(); s.GetClientIndex() == index {
 			signalled = true
-			if s.GetVoice().GetLastTranscription() != fmt.Sprint("word ", index) || s.GetVoice().GetStatus() != conversationv1.VoiceStatus(voiceListening) || s.GetFromConnection() != 1 || got.GetConversation() != nil {
+			if s.GetVoice().GetLastTranscription() != fmt.Sprint("word ", index) || s.GetVoice().GetStatus() != conversationv1.VoiceStatus(voice.Listening) || s.GetFromConnection() != 1 || got.GetConversation() != nil {
 				t.Errorf("the signal is %v", got)
 			}
 		}
@@ -322,7 +324,7 @@ func TestPartialsAreShownThenStored(t *testing.T) {
 		}
 	}
 	same(t, "the voice turn that was stored", get(t, c).GetConversation().GetVoice(), &conversationv1.VoiceState{
-		Status: conversationv1.VoiceStatus(voiceListening), LastTranscription: fmt.Sprint("word ", index), ChangeTime: get(t, c).GetConversation().GetVoice().GetChangeTime(),
+		Status: conversationv1.VoiceStatus(voice.Listening), LastTranscription: fmt.Sprint("word ", index), ChangeTime: get(t, c).GetConversation().GetVoice().GetChangeTime(),
 	})
 }
 
@@ -395,8 +397,8 @@ func TestVoiceBecomesIdleByItself(t *testing.T) {
 	for {
 		got := w.next(t)
 		status := storev1.VoiceStatus(got.GetConversation().GetVoice().GetStatus())
-		listened = listened || status == voiceListening
-		if listened && status == voiceIdle {
+		listened = listened || status == voice.Listening
+		if listened && status == voice.Idle {
 			return
 		}
 	}
@@ -453,7 +455,7 @@ func TestToolCallsThroughTheAPI(t *testing.T) {
 	openLive(t, c)
 	ingestOne(t, c, 1, textFrame(1, call("a")+call("b")), textFrame(2, answer("a")))
 	reset := watchAfter(t, other, 0).next(t)
-	if got := reset.GetToolCalls(); !reset.GetReset_() || len(got) != 1 || got[0].GetCallId() != "b" || got[0].GetStatus() != conversationv1.ToolCallStatus(callPending) {
+	if got := reset.GetToolCalls(); !reset.GetReset_() || len(got) != 1 || got[0].GetCallId() != "b" || got[0].GetStatus() != conversationv1.ToolCallStatus(voice.CallPending) {
 		t.Errorf("a snapshot has %v", got)
 	}
 	// Of many workers on two servers one gets it.
@@ -486,17 +488,17 @@ func TestToolCallsThroughTheAPI(t *testing.T) {
 	_, err := complete(99)
 	refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}.check(t, err)
 	token := claimed[won].GetToolCall().GetClaim().GetFencingToken()
-	if got := must(complete(token))(t); jsonText(got.GetSend()) != delivery || got.GetToolCall().GetStatus() != conversationv1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED {
+	if got := must(complete(token))(t); gemini.JSONText(got.GetSend()) != delivery || got.GetToolCall().GetStatus() != conversationv1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED {
 		t.Errorf("%v", got)
 	}
-	if got := must(complete(token))(t); jsonText(got.GetSend()) != delivery || jsonText(got.GetToolCall().GetResponse().GetStructValue()) != jsonText(outputOf("ok")) {
+	if got := must(complete(token))(t); gemini.JSONText(got.GetSend()) != delivery || gemini.JSONText(got.GetToolCall().GetResponse().GetStructValue()) != gemini.JSONText(outputOf("ok")) {
 		t.Errorf("the same again: %v", got)
 	}
 	_, err = c.ClaimToolCall(t.Context(), &claimReq{ConversationId: c1, Seq: 2, Worker: "w"})
 	refusal{code: connect.CodeFailedPrecondition, reason: "ILLEGAL_TRANSITION", says: []string{"completed"}}.check(t, err)
 	_, err = c.ClaimToolCall(t.Context(), &claimReq{ConversationId: c1, Seq: 3, Worker: "w"})
 	refusal{code: connect.CodeNotFound}.check(t, err)
-	large := &livev1.CompleteToolCallRequest{ConversationId: c1, Seq: 2, FencingToken: 1, Response: structpb.NewStructValue(outputOf(strings.Repeat("x", maxObjectBytes)))}
+	large := &livev1.CompleteToolCallRequest{ConversationId: c1, Seq: 2, FencingToken: 1, Response: structpb.NewStructValue(outputOf(strings.Repeat("x", gemini.MaxObjectBytes)))}
 	_, err = c.CompleteToolCall(t.Context(), large)
 	refusal{code: connect.CodeInvalidArgument, field: "response"}.check(t, err)
 
@@ -636,7 +638,7 @@ func TestPinsThroughTheAPI(t *testing.T) {
 	must(c.Append(t.Context(), &appendReq{ConversationId: c1, Messages: pinned}))(t)
 	long(t, c, 100)
 	res := must(c.GetContextWindow(t.Context(), &windowReq{ConversationId: c1, BudgetTokens: 256, Format: conversationv1.ContextFormat_CONTEXT_FORMAT_GEMINI_CONTENTS}))(t)
-	if text := jsonText(res.GetContents()[0]); !strings.Contains(text, "Never push") || res.GetSystemInstruction() != nil || res.GetWindow().GetTotalTokens() > 256 {
+	if text := gemini.JSONText(res.GetContents()[0]); !strings.Contains(text, "Never push") || res.GetSystemInstruction() != nil || res.GetWindow().GetTotalTokens() > 256 {
 		t.Errorf("it begins with %s: %v", text, res.GetWindow())
 	}
 	var system []*newMessage
@@ -769,7 +771,7 @@ func TestAHandleOfAnOpenConnectionDoesNotExpire(t *testing.T) {
 	if got := reason(time.Minute); got != livev1.PlanReason_PLAN_REASON_RESUMED {
 		t.Errorf("while it is open: %s", got)
 	}
-	s.do(testNow, func(f *folder) { f.closeLive(1006) })
+	s.do(testNow, func(f *voice.Reducer) { f.CloseLive(1006) })
 	for range 2 { // the next connection has no handle of its own yet: the old one is over when it was
 		for after, want := range map[time.Duration]livev1.PlanReason{
 			testLimits.DeveloperHandles - 1: livev1.PlanReason_PLAN_REASON_RESUMED, testLimits.DeveloperHandles: livev1.PlanReason_PLAN_REASON_HANDLE_EXPIRED,
@@ -778,7 +780,7 @@ func TestAHandleOfAnOpenConnectionDoesNotExpire(t *testing.T) {
 				t.Errorf("%v after it was closed: %s", after, got)
 			}
 		}
-		s.do(testNow, func(f *folder) { f.take(req) })
+		s.take("a")
 	}
 }
 

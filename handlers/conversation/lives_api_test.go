@@ -9,6 +9,7 @@ import (
 	"holdfast/db/dbtest"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	livev1 "holdfast/gen/holdfast/live/v1"
+	"holdfast/handlers/conversation/voice"
 	"holdfast/object"
 )
 
@@ -44,7 +45,7 @@ func TestARefusedCallDropsNoFramesThatWait(t *testing.T) {
 	}{
 		"a token that was never issued": {token: 99, index: 1000, want: refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}},
 		"a token that is over":          {token: 1, index: 1000, want: refusal{code: connect.CodeFailedPrecondition, reason: "FENCED"}},
-		"a frame too far ahead":         {token: 2, index: 2 * maxIndexGap, want: refusal{code: connect.CodeInvalidArgument, reason: "FIELD_INVALID"}},
+		"a frame too far ahead":         {token: 2, index: 2 * voice.MaxIndexGap, want: refusal{code: connect.CodeInvalidArgument, reason: "FIELD_INVALID"}},
 		"a resend":                      {token: 2, index: 1},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -12,6 +12,8 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/conversation/gemini"
+	"holdfast/handlers/conversation/voice"
 	"holdfast/handlers/mask"
 	"holdfast/handlers/problem"
 )
@@ -108,7 +110,7 @@ func updateMessage(
 	case reported && s.GetLive().GetAssistantTurn().GetSeq() == m.GetSeq():
 		s.Live.AssistantTurn = proto.CloneOf(m) // it goes on, whatever its status
 	case m != old:
-		patchTurn(s.GetLive(), m)
+		voice.Edited(s.GetLive(), m)
 	}
 	return m, nil
 }
@@ -128,57 +130,19 @@ func reportHeard(s *storev1.ConversationState, m, old *storev1.Message, said *co
 	if m.GetRole() != storev1.Role_ROLE_ASSISTANT {
 		return false, errNotSpoken
 	}
-	truncate(s, m, heard, playedMs, now)
+	voice.Heard(s, m, heard, playedMs, now)
 	return true, nil
-}
-
-// patchTurn keeps the reducer's copy of a turn that is still growing in step with a message that was edited: the next
-// transcription extends the edited text, or nothing where the edit closed the message.
-func patchTurn(live *storev1.LiveState, m *storev1.Message) {
-	if live == nil {
-		return
-	}
-	if m.GetStatus() == 0 && live.GetLastAnswer().GetSeq() == m.GetSeq() {
-		live.LastAnswer = nil
-	}
-	for _, turn := range []**storev1.Message{&live.UserTurn, &live.AssistantTurn} {
-		if *turn == nil || (*turn).GetSeq() != m.GetSeq() {
-			continue
-		}
-		*turn = nil
-		if m.GetStatus() == storev1.MessageStatus_MESSAGE_STATUS_STREAMING {
-			*turn = proto.CloneOf(m)
-		}
-	}
 }
 
 // countTokens sets the message's count, estimated where none is given, and brings the conversation's sum up to date.
 func countTokens(s *storev1.ConversationState, m *storev1.Message, given *int32) {
 	s.TokenCount -= m.GetTokenCount()
 	if m.TokenCountEstimated = given == nil; given == nil {
-		m.TokenCount = estimateMessage(m)
+		m.TokenCount = gemini.MessageTokens(m)
 	} else {
 		m.TokenCount = int64(*given)
 	}
 	s.TokenCount += m.GetTokenCount()
-}
-
-// estimateMessage guesses how many tokens a model is told of a message.
-func estimateMessage(m *storev1.Message) int64 {
-	n := estimateTokens(m.GetText())
-	for _, p := range m.GetParts() {
-		switch p := p.GetPart().(type) {
-		case *storev1.Part_Text:
-			n += estimateTokens(p.Text)
-		case *storev1.Part_ToolCall:
-			n += estimateTokens(argsText(p.ToolCall))
-		case *storev1.Part_ToolResult:
-			n += estimateTokens(responseText(p.ToolResult))
-		case *storev1.Part_Json:
-			n += estimateTokens(jsonText(p.Json))
-		}
-	}
-	return n
 }
 
 // checkNewMessages refuses messages that nobody says, or that say nothing.

@@ -14,6 +14,7 @@ import (
 	"holdfast/db/dbtest"
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/conversation/voice"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -54,11 +55,11 @@ func TestACompactionIsProposedWithoutHoldingTheConversation(t *testing.T) {
 				}
 				tx.Put(inMessages, object.SeqKey(seq), msg)
 				if seq%20 == 0 {
-					call := &storev1.ToolCall{Seq: seq / 20, AfterSeq: seq, Name: "f", Status: callCompleted, Args: &structpb.Struct{
+					call := &storev1.ToolCall{Seq: seq / 20, AfterSeq: seq, Name: "f", Status: voice.CallCompleted, Args: &structpb.Struct{
 						Fields: map[string]*structpb.Value{"text": structpb.NewStringValue(strings.Repeat("word ", each/5))},
 					}}
 					if seq == 280 {
-						call.Status = callPending
+						call.Status = voice.CallPending
 					}
 					tx.Put(inToolCalls, object.SeqKey(call.GetSeq()), call)
 				}

@@ -12,6 +12,7 @@ import (
 	"holdfast/db"
 	livev1 "holdfast/gen/holdfast/live/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/conversation/voice"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -58,7 +59,7 @@ type partials struct {
 
 // partial is what waits for one conversation.
 type partial struct {
-	batch liveBatch
+	batch voice.Batch
 	raw   []*livev1.LiveFrame
 	bytes int // of the frames
 	timer *time.Timer
@@ -68,12 +69,12 @@ type partial struct {
 
 // before is how many of the frames come before an index.
 func (p *partial) before(index int64) int {
-	for i := range p.batch.frames {
-		if p.batch.frames[i].index >= index {
+	for i := range p.batch.Frames {
+		if p.batch.Frames[i].Index >= index {
 			return i
 		}
 	}
-	return len(p.batch.frames)
+	return len(p.batch.Frames)
 }
 
 // drop removes what waits. The caller holds mu.
@@ -93,15 +94,15 @@ func (ps *partials) due(k partialKey) *partial {
 	if p == nil {
 		return nil
 	}
-	return &partial{batch: liveBatch{epoch: p.batch.epoch, sessionEnd: p.batch.sessionEnd, frames: slices.Clone(p.batch.frames)}, raw: slices.Clone(p.raw), since: p.since}
+	return &partial{batch: voice.Batch{Epoch: p.batch.Epoch, SessionEnd: p.batch.SessionEnd, Frames: slices.Clone(p.batch.Frames)}, raw: slices.Clone(p.raw), since: p.since}
 }
 
 // settle ends a try to store what was due, or a batch that took it along. What came meanwhile goes on waiting, and so does all of it where again says so.
-func (ps *partials) settle(k partialKey, tried liveBatch, again bool) {
+func (ps *partials) settle(k partialKey, tried voice.Batch, again bool) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	p := ps.waiting[k]
-	if p == nil || p.batch.epoch != tried.epoch {
+	if p == nil || p.batch.Epoch != tried.Epoch {
 		return // another batch took it along
 	}
 	if again {
@@ -111,74 +112,74 @@ func (ps *partials) settle(k partialKey, tried liveBatch, again bool) {
 		p.timer.Reset(partialsEvery << p.tries)
 		return
 	}
-	n := p.before(tried.frames[len(tried.frames)-1].index + 1)
-	if n == len(p.batch.frames) {
+	n := p.before(tried.Frames[len(tried.Frames)-1].Index + 1)
+	if n == len(p.batch.Frames) {
 		ps.drop(k)
 		return
 	}
-	p.batch.frames, p.raw, p.tries = slices.Clone(p.batch.frames[n:]), slices.Clone(p.raw[n:]), 0
-	left := size(p.batch.frames)
+	p.batch.Frames, p.raw, p.tries = slices.Clone(p.batch.Frames[n:]), slices.Clone(p.raw[n:]), 0
+	left := size(p.batch.Frames)
 	p.bytes, ps.bytes = left, ps.bytes-p.bytes+left
 	p.timer.Reset(partialsEvery)
 }
 
 // size is what frames take, about.
-func size(frames []readFrame) (bytes int) {
+func size(frames []voice.Frame) (bytes int) {
 	for i := range frames {
-		bytes += frames[i].size
+		bytes += frames[i].Size
 	}
 	return bytes
 }
 
 // add lets a batch wait, with what waits already, and returns all of it; nil: it is too much. The timer calls store.
 func (ps *partials) add(
-	k partialKey, batch liveBatch, raw []*livev1.LiveFrame, now time.Time, wait time.Duration, store func(),
-) []readFrame {
+	k partialKey, batch voice.Batch, raw []*livev1.LiveFrame, now time.Time, wait time.Duration, store func(),
+) []voice.Frame {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	p := ps.waiting[k]
-	if p != nil && p.batch.epoch != batch.epoch {
+	if p != nil && p.batch.Epoch != batch.Epoch {
 		ps.drop(k)
 		p = nil
 	}
-	n, was, bytes := 0, 0, size(batch.frames)
+	n, was, bytes := 0, 0, size(batch.Frames)
 	if p != nil {
-		n, was = p.before(batch.frames[0].index), p.bytes
-		bytes += size(p.batch.frames[:n])
+		n, was = p.before(batch.Frames[0].Index), p.bytes
+		bytes += size(p.batch.Frames[:n])
 	}
-	if n+len(batch.frames) > maxPartials || bytes > maxPartialBytes || ps.bytes-was+bytes > maxWaitingBytes {
+	if n+len(batch.Frames) > maxPartials || bytes > maxPartialBytes || ps.bytes-was+bytes > maxWaitingBytes {
 		return nil
 	}
 	if p == nil {
-		p = &partial{batch: liveBatch{epoch: batch.epoch, sessionEnd: batch.sessionEnd}, timer: time.AfterFunc(wait, store), since: now}
+		p = &partial{batch: voice.Batch{Epoch: batch.Epoch, SessionEnd: batch.SessionEnd}, timer: time.AfterFunc(wait, store), since: now}
 		if ps.waiting == nil {
 			ps.waiting = map[partialKey]*partial{}
 		}
 		ps.waiting[k] = p
 	}
-	p.batch.frames = append(p.batch.frames[:n:n], batch.frames...)
+	p.batch.Frames = append(p.batch.Frames[:n:n], batch.Frames...)
 	p.raw = append(p.raw[:n:n], raw...)
 	p.bytes, ps.bytes = bytes, ps.bytes-was+bytes
-	return p.batch.frames
+	return p.batch.Frames
 }
 
 // show tells the watchers what a fleeting batch says, and lets it wait. It returns nil where the batch must be stored now, which is
 // also where it is refused.
 func (m *Manager) show(
-	ctx context.Context, caller identity.Identity, req *livev1.IngestLiveRequest, batch liveBatch,
+	ctx context.Context, caller identity.Identity, req *livev1.IngestLiveRequest, batch voice.Batch,
 ) (*livev1.IngestLiveResponse, error) {
 	snap, err := m.kind.View(ctx, object.ID(req.GetConversationId()))
 	if err != nil {
 		return nil, err
 	}
 	live, now := snap.State.GetLive(), m.now()
-	last := batch.frames[len(batch.frames)-1].index
+	last := batch.Frames[len(batch.Frames)-1].Index
 	wait := partialsEvery - now.Sub(snap.UpdateTime)
-	if wait <= 0 || live.GetEpoch() != batch.epoch || live.GetKeepFrames() != nil || last <= live.GetLastClientIndex() {
+	if wait <= 0 || live.GetEpoch() != batch.Epoch || live.GetKeepFrames() != nil || last <= live.GetLastClientIndex() {
 		return nil, nil
 	}
-	w := writer{epoch: batch.epoch, caller: caller, now: now}
-	if errors.Join(batch.checkIndexes("frames", live.GetLastClientIndex()), fence(snap.State, w)) != nil || !held(live, now) {
+	w := writer{epoch: batch.Epoch, caller: caller, now: now}
+	if errors.Join(batch.CheckIndexes("frames", live.GetLastClientIndex()), fence(snap.State, w)) != nil || !held(live, now) {
 		return nil, nil //nolint:nilerr // ingest says it to the caller
 	}
 	k := partialKey{caller, req.GetConversationId()}
@@ -187,9 +188,9 @@ func (m *Manager) show(
 		return nil, nil
 	}
 	scratch := &storev1.ConversationState{Voice: proto.CloneOf(snap.State.GetVoice()), Live: proto.CloneOf(live)}
-	f := newFolder(scratch, now, func(int64, string) *storev1.ToolCall { return nil })
-	f.foldBatch(liveBatch{epoch: batch.epoch, frames: frames})
-	signal := &storev1.LiveSignal{Epoch: batch.epoch, ClientIndex: last, Voice: scratch.GetVoice()}
+	f := voice.New(scratch, now, nil)
+	f.FoldBatch(voice.Batch{Epoch: batch.Epoch, Frames: frames})
+	signal := &storev1.LiveSignal{Epoch: batch.Epoch, ClientIndex: last, Voice: scratch.GetVoice()}
 	if err := m.kind.Signal(ctx, snap.Info, signal); err != nil {
 		return nil, err
 	}
@@ -212,7 +213,7 @@ func (m *Manager) storePartial(k partialKey) {
 		erased, err = m.kind.Erased(ctx, p.since)
 	}
 	if err == nil && !erased {
-		req := &livev1.IngestLiveRequest{ConversationId: k.conversation, FencingToken: int32(p.batch.epoch), Frames: p.raw} //nolint:gosec // it was an int32
+		req := &livev1.IngestLiveRequest{ConversationId: k.conversation, FencingToken: int32(p.batch.Epoch), Frames: p.raw} //nolint:gosec // it was an int32
 		_, err = m.ingest(ctx, k.caller, req, p.batch, p.raw)
 	}
 	_, full := errors.AsType[*object.OverloadedError](err)

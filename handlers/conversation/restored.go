@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/conversation/voice"
 )
 
 // newLife begins a conversation whose id had one before, which was deleted or has expired. Connections and workers of that have
@@ -62,7 +63,7 @@ func restored(s, was *storev1.ConversationState, now time.Time) {
 	l.Handles, l.ResumedHandleId, l.PendingCalls, l.GoAwayTime = nil, 0, nil, nil
 	// A fork that ends earlier gives these seqs to other messages.
 	l.SpokenSeq, l.QuestionSeq = 0, 0
-	placed := places(l)
+	placed := voice.Places(l)
 	s.RemovedCount += int64(len(placed))
 	for _, turn := range []**storev1.Message{&l.UserTurn, &l.AssistantTurn, &l.LastAnswer} {
 		if slices.Contains(placed, (*turn).GetSeq()) {

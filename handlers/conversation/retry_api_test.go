@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	"holdfast/handlers/conversation/voice"
 )
 
 // retried is a request of every RPC that changes something, and another one that takes the same request id. Their replies
@@ -54,8 +55,8 @@ func retried(t *testing.T) map[string][2]interface {
 			&conversationv1.EditMessagesRequest{ConversationId: c1, RequestId: id, Updates: []*conversationv1.MessageUpdate{{Message: &conversationv1.Message{Seq: 1, Text: "x"}}}},
 		},
 		"Append voice": {
-			&conversationv1.AppendRequest{ConversationId: c1, RequestId: id, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voiceListening)}},
-			&conversationv1.AppendRequest{ConversationId: c1, RequestId: id, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voiceIdle)}},
+			&conversationv1.AppendRequest{ConversationId: c1, RequestId: id, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voice.Listening)}},
+			&conversationv1.AppendRequest{ConversationId: c1, RequestId: id, Voice: &conversationv1.VoiceState{Status: conversationv1.VoiceStatus(voice.Idle)}},
 		},
 		"Append intents": {
 			&conversationv1.AppendRequest{ConversationId: c1, RequestId: id, Intents: []*conversationv1.Intent{{Name: "n", Slots: data}}},

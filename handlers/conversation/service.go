@@ -16,6 +16,7 @@ import (
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/gen/holdfast/live/v1/livev1connect"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/conversation/voice"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/object"
@@ -370,12 +371,12 @@ func (m *Manager) findMessages(ctx context.Context, req *conversationv1.ListMess
 
 // refuse puts a rule's refusal into the caller's words.
 func refuse(err error) error {
-	if illegal, ok := errors.AsType[illegalTransitionError](err); ok {
-		allowed := make([]string, len(illegal.allowed))
-		for i, s := range illegal.allowed {
+	if illegal, ok := errors.AsType[voice.IllegalTransitionError](err); ok {
+		allowed := make([]string, len(illegal.Allowed))
+		for i, s := range illegal.Allowed {
 			allowed[i] = s.String()
 		}
-		return problem.IllegalTransition(illegal.from.String(), illegal.to.String(), allowed...)
+		return problem.IllegalTransition(illegal.From.String(), illegal.To.String(), allowed...)
 	}
 	if leased, ok := errors.AsType[leasedError](err); ok {
 		p := problem.New(errorv1.Reason_REASON_LEASE_HELD, "another caller summarises this conversation now")
@@ -392,7 +393,7 @@ func refuse(err error) error {
 		return problem.LimitReached("object", "pinned_messages", maxPinned,
 			fmt.Sprintf("a conversation has at most %d messages that are pinned or of the role system", maxPinned), 0)
 	}
-	if call, ok := errors.AsType[callError](err); ok {
+	if call, ok := errors.AsType[voice.CallError](err); ok {
 		return refuseCall(call)
 	}
 	if fenced, ok := errors.AsType[fencedError](err); ok {

@@ -7,10 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 
@@ -18,7 +16,8 @@ import (
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	livev1 "holdfast/gen/holdfast/live/v1"
 	"holdfast/gen/holdfast/live/v1/livev1connect"
-	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/conversation/gemini"
+	"holdfast/handlers/conversation/voice/voicetest"
 )
 
 const (
@@ -144,7 +143,7 @@ func expected(lines []string) (r reading) {
 		if said {
 			r.Messages = append(r.Messages, l)
 			if role == "assistant" {
-				role = geminiModel
+				role = gemini.Model
 			}
 			if text != "" {
 				r.Gemini, r.Seed = append(r.Gemini, role+": "+text), append(r.Seed, role+": "+text)
@@ -253,7 +252,7 @@ func TestAToolCallIsGivenBackAsItCame(t *testing.T) {
 		t.Errorf("a window says that they are empty: %s", text)
 	}
 	_, calls = spoken(t, c, "response", "call:w", `{"toolResponse":{"functionResponses":[{"id":"w","name":"run","response":{"output":"`+large+`"}}]}}`)
-	if got := compact(t, calls[0].GetResponse().GetStructValue()); calls[0].GetStatus() != conversationv1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED || got != "{}" || !strings.Contains(calls[0].GetResponseOmitted(), "SHA-256") {
+	if got := voicetest.Compact(t, calls[0].GetResponse().GetStructValue()); calls[0].GetStatus() != conversationv1.ToolCallStatus_TOOL_CALL_STATUS_COMPLETED || got != "{}" || !strings.Contains(calls[0].GetResponseOmitted(), "SHA-256") {
 		t.Errorf("a call with a large response is %v", calls[0])
 	}
 	if told := jsonOf(t, must(c.GetContextWindow(t.Context(), &windowReq{ConversationId: "response", Format: asGemini}))(t)); !strings.Contains(string(told), "SHA-256") {
@@ -495,29 +494,4 @@ func TestARequestWithHalfACharacterIsToldWhy(t *testing.T) {
 			t.Errorf("%s: %d %s", name, got.status, got.body)
 		}
 	}
-}
-
-// BenchmarkDelta folds one more piece of an open answer of 60 KB, and of one of 1 KB; ratio is how much more the first takes.
-func BenchmarkDelta(b *testing.B) {
-	sizes := [2]int{1 << 10, 60 << 10}
-	var stores [2]*liveStore
-	for i, size := range sizes {
-		stores[i] = newLiveStore()
-		stores[i].sendTo(b, in("Tell me a story."), audio)
-		sentence := "There was once a king who had a daughter. "
-		for n := 0; n < size; n += len(sentence) {
-			stores[i].sendTo(b, out(sentence))
-		}
-	}
-	before := [2]*storev1.ConversationState{proto.CloneOf(stores[0].state), proto.CloneOf(stores[1].state)}
-	var took [2]time.Duration
-	for range b.N {
-		for i, s := range stores {
-			s.state = proto.CloneOf(before[i])
-			began := time.Now()
-			s.sendTo(b, out("word "))
-			took[i] += time.Since(began)
-		}
-	}
-	b.ReportMetric(float64(took[1])/float64(took[0]), "ratio")
 }

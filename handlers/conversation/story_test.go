@@ -15,6 +15,7 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	livev1 "holdfast/gen/holdfast/live/v1"
+	"holdfast/handlers/conversation/voice"
 )
 
 // The stories: a frontend that knows nothing but the public API talks to a provider over a WebSocket, which dies at each of
@@ -276,7 +277,7 @@ func (f *frontend) outcome() outcome {
 	for _, x := range records(must(f.c.ListRecords(f.t.Context(), &conversationv1.ListRecordsRequest{ConversationId: f.conversation, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_FRAGMENT}}))(f.t), (*conversationv1.Record).GetFragment) {
 		o.fragments += " " + x.GetUserText() + " " + x.GetAssistantText()
 	}
-	o.user, o.assistant = canonical(o.user), canonical(o.assistant)
+	o.user, o.assistant = voice.Canonical(o.user), voice.Canonical(o.assistant)
 	return o
 }
 
@@ -469,7 +470,7 @@ func TestStoryToolResultAfterItsSocketDied(t *testing.T) {
 				t.Errorf("the result was told %d times: %q", len(got.tool), got.tool)
 			}
 			calls := records(must(f.c.ListRecords(t.Context(), &conversationv1.ListRecordsRequest{ConversationId: f.conversation, Types: []conversationv1.RecordType{conversationv1.RecordType_RECORD_TYPE_TOOL_CALL}}))(t), (*conversationv1.Record).GetToolCall)
-			if len(calls) != 1 || calls[0].GetStatus() != conversationv1.ToolCallStatus(callCompleted) || calls[0].GetResultSeq() == 0 && calls[0].GetDeliveredConnection() == 0 {
+			if len(calls) != 1 || calls[0].GetStatus() != conversationv1.ToolCallStatus(voice.CallCompleted) || calls[0].GetResultSeq() == 0 && calls[0].GetDeliveredConnection() == 0 {
 				t.Errorf("the ledger has %v", calls)
 			}
 		},
@@ -524,7 +525,7 @@ func TestStoryThePhoneTakesOver(t *testing.T) {
 		for at := 1; at <= frames; at++ {
 			_, got := s.play(t, c, fmt.Sprint("killed-", at, "-", retells), at, retells)
 			messages := strings.Fields(got.user + " " + got.assistant)
-			fragments := strings.Fields(canonical(got.fragments))
+			fragments := strings.Fields(voice.Canonical(got.fragments))
 			for _, word := range all {
 				n := 0
 				for _, m := range messages {

@@ -9,6 +9,7 @@ import (
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	watchv1 "holdfast/gen/holdfast/watch/v1"
+	"holdfast/handlers/conversation/voice"
 	"holdfast/handlers/watch"
 	"holdfast/object"
 )
@@ -37,7 +38,7 @@ func changeOf(c *object.Change[state]) *watchv1.Changed {
 	change := watch.Change(c)
 	change.Put = []*watchv1.Thing{{Key: "conversation", Thing: &watchv1.Thing_Conversation{Conversation: present(c.Info, c.State)}}}
 	if c.Reset {
-		for _, call := range openCalls(c.State.GetLive()) {
+		for _, call := range voice.OpenCalls(c.State.GetLive()) {
 			change.Put = append(change.Put, thing(inToolCalls, call.GetSeq(), call))
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/conversation/gemini"
+	"holdfast/handlers/conversation/voice"
 	"holdfast/handlers/rpc"
 	"holdfast/object"
 )
@@ -51,9 +53,9 @@ func (i windowItem) tokens() int64 {
 	case i.cost != nil:
 		return *i.cost
 	case i.call != nil:
-		return estimateTokens(i.call.GetName()) + estimateTokens(argsText(i.call)) + estimateTokens(responseText(i.call))
+		return gemini.Tokens(i.call.GetName()) + gemini.Tokens(gemini.ArgsText(i.call)) + gemini.Tokens(gemini.ResponseText(i.call))
 	case i.message.HeardText != nil && i.message.GetHeardText() != i.message.GetText():
-		return estimateTokens(i.message.GetHeardText())
+		return gemini.Tokens(i.message.GetHeardText())
 	default:
 		return i.message.GetTokenCount()
 	}
@@ -98,7 +100,7 @@ func (i windowItem) isUser() bool { return i.message.GetRole() == storev1.Role_R
 func (i windowItem) open() bool {
 	if i.call != nil {
 		s := i.call.GetStatus()
-		return s == callPending || s == callRunning
+		return s == voice.CallPending || s == voice.CallRunning
 	}
 	return i.message.GetStatus() == storev1.MessageStatus_MESSAGE_STATUS_STREAMING
 }
@@ -111,6 +113,14 @@ func heard(m *storev1.Message) *storev1.Message {
 	m = proto.CloneOf(m)
 	m.Text, m.ThoughtSignature = m.GetHeardText(), nil // it is that of the whole text
 	return m
+}
+
+func addItem(t *gemini.Turns, i windowItem) {
+	if i.call != nil {
+		t.AddCall(i.call)
+	} else {
+		t.AddMessage(heard(i.message))
+	}
 }
 
 // itemsOf are a collection's entries as items, without hidden messages.

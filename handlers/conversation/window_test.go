@@ -16,6 +16,8 @@ import (
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
+	"holdfast/handlers/conversation/gemini"
+	"holdfast/handlers/conversation/voice"
 )
 
 // talk is items out of a line such as "u a u:c1 a t:r1": who speaks, ten tokens each; :cN has the call N, :rN its result,
@@ -26,7 +28,7 @@ func talk(line string) []windowItem {
 	for word := range strings.FieldsSeq(line) {
 		who, part, _ := strings.Cut(strings.TrimSuffix(word, "!"), ":")
 		if who == "#" {
-			items = append(items, windowItem{call: &storev1.ToolCall{Name: "run", AfterSeq: seq, Status: callCompleted}})
+			items = append(items, windowItem{call: &storev1.ToolCall{Name: "run", AfterSeq: seq, Status: voice.CallCompleted}})
 			continue
 		}
 		seq++
@@ -305,47 +307,47 @@ func TestGemini(t *testing.T) {
 	model := func(text, heard string) windowItem {
 		return windowItem{message: &storev1.Message{Role: storev1.Role_ROLE_ASSISTANT, Text: text, HeardText: &heard}}
 	}
-	done := &storev1.ToolCall{CallId: "a", Name: "run", Args: outputOf("x"), Response: structpb.NewStructValue(outputOf("y")), Status: callCompleted, DeliveredEpoch: 1}
-	orphan := &storev1.ToolCall{CallId: "b", Name: "look", Status: callOrphaned}
-	told := &storev1.ToolCall{CallId: "c", Name: "late", Status: callCompleted, ResultSeq: 3}
+	done := &storev1.ToolCall{CallId: "a", Name: "run", Args: outputOf("x"), Response: structpb.NewStructValue(outputOf("y")), Status: voice.CallCompleted, DeliveredEpoch: 1}
+	orphan := &storev1.ToolCall{CallId: "b", Name: "look", Status: voice.CallOrphaned}
+	told := &storev1.ToolCall{CallId: "c", Name: "late", Status: voice.CallCompleted, ResultSeq: 3}
 	items := []windowItem{user("Go"), model("One two", "One"), {call: done}, model("", ""), {call: orphan}, {call: told}}
 	for name, tt := range map[string]struct {
-		t    *turns
+		t    *gemini.Turns
 		want []string
 	}{
-		"contents": {&turns{}, []string{
+		"contents": {&gemini.Turns{}, []string{
 			`{"parts":[{"text":"Summary of the conversation so far: S"},{"text":"Go"}],"role":"user"}`,
 			`{"parts":[{"text":"One"},{"functionCall":{"args":{"output":"x"},"id":"a","name":"run"}}],"role":"model"}`,
 			`{"parts":[{"functionResponse":{"id":"a","name":"run","response":{"output":"y"}}}],"role":"user"}`,
 			`{"parts":[{"text":"[called look with {}; there is no result yet]"},{"text":"[called late with {}]"}],"role":"model"}`,
 		}},
-		"a seed": {&turns{onlyText: true}, []string{
+		"a seed": {&gemini.Turns{OnlyText: true}, []string{
 			`{"parts":[{"text":"Summary of the conversation so far: S"},{"text":"Go"}],"role":"user"}`,
 			`{"parts":[{"text":"One"},{"text":"[called run with {\"output\":\"x\"}]"}],"role":"model"}`,
 			`{"parts":[{"text":"[result of run: {\"output\":\"y\"}]"}],"role":"user"}`,
 			`{"parts":[{"text":"[called look with {}; there is no result yet]"},{"text":"[called late with {}]"}],"role":"model"}`,
 		}},
 	} {
-		tt.t.addSummary(&storev1.Summary{Text: "S"})
+		tt.t.AddSummary(&storev1.Summary{Text: "S"})
 		for _, i := range items {
-			tt.t.addItem(i)
+			addItem(tt.t, i)
 		}
 		var got []string
-		for _, c := range tt.t.contents {
-			got = append(got, jsonText(c))
+		for _, c := range tt.t.Contents {
+			got = append(got, gemini.JSONText(c))
 		}
 		if diff := cmp.Diff(tt.want, got); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}
 	seed := func(endsWithUser bool, items ...windowItem) string {
-		s := &turns{onlyText: true}
+		s := &gemini.Turns{OnlyText: true}
 		for _, i := range items {
-			s.addItem(i)
+			addItem(s, i)
 		}
-		return jsonText(s.seed(endsWithUser))
+		return gemini.JSONText(s.Seed(endsWithUser))
 	}
-	last := fmt.Sprintf(`{"parts":[{"text":%q}],"role":"user"}`, goOn)
+	last := fmt.Sprintf(`{"parts":[{"text":%q}],"role":"user"}`, gemini.GoOn)
 	if got := seed(true, user("a"), model("b", "b")); !strings.Contains(got, `"turnComplete":true,"turns":[`) || !strings.Contains(got, last) {
 		t.Errorf("ends with the user: %s", got)
 	}

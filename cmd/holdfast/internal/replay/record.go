@@ -11,6 +11,10 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	livev1 "holdfast/gen/holdfast/live/v1"
 )
 
 // maxLine bounds a line of a recording: what the server takes in one request.
@@ -88,6 +92,45 @@ func parse(text []byte) (Frame, error) {
 		return Frame{}, errors.New("frame must be an object")
 	}
 	return Frame{At: time.Duration(*l.T * float64(time.Millisecond)), Connection: l.Conn, JSON: string(frame)}, nil
+}
+
+// Kept makes a recording of the frames that a conversation keeps, as ListLiveFrames has them. What came twice is in it once.
+func Kept(batches []*livev1.LiveFrameBatch) ([]Frame, error) {
+	var frames []Frame
+	last := map[int32]int32{} // the newest frame of each connection
+	for _, b := range batches {
+		for _, f := range b.GetFrames() {
+			if f.GetClientIndex() <= last[b.GetFromConnection()] {
+				continue
+			}
+			last[b.GetFromConnection()] = f.GetClientIndex()
+			text, err := frameText(f)
+			if err != nil {
+				return nil, fmt.Errorf("frame %d of connection %d: %w", f.GetClientIndex(), b.GetFromConnection(), err)
+			}
+			frames = append(frames, Frame{
+				At: b.GetReceiveTime().AsTime().Sub(batches[0].GetReceiveTime().AsTime()), Connection: int64(b.GetFromConnection()), JSON: text,
+			})
+		}
+	}
+	if len(frames) == 0 {
+		return nil, errors.New("it keeps no frames; set keepFramesFor in ConnectLive's options")
+	}
+	return frames, nil
+}
+
+func frameText(f *livev1.LiveFrame) (string, error) {
+	switch f := f.GetFrame().(type) {
+	case *livev1.LiveFrame_Object:
+		raw, err := protojson.Marshal(f.Object)
+		return string(raw), err
+	case *livev1.LiveFrame_Binary:
+		return string(f.Binary), nil
+	case *livev1.LiveFrame_Text:
+		return f.Text, nil
+	default:
+		return "", errors.New("it is empty")
+	}
 }
 
 func follows(f, before Frame) error {

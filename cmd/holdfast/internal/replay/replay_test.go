@@ -160,7 +160,7 @@ func TestView(t *testing.T) {
 	called := change(4, false)
 	called.GetChanged().Put = append(called.GetChanged().GetPut(), &watchv1.Thing{Key: "tool_calls/1", Thing: &watchv1.Thing_Record{
 		Record: &conversationv1.Record{Record: &conversationv1.Record_ToolCall{ToolCall: &conversationv1.ToolCall{
-			Seq: 1, CallId: "fc-1", Name: "create_run", Status: conversationv1.ToolCallStatus_TOOL_CALL_STATUS_PENDING,
+			Seq: 1, AfterSeq: 1, CallId: "fc-1", Name: "create_run", Status: conversationv1.ToolCallStatus_TOOL_CALL_STATUS_PENDING,
 		}}},
 	}})
 
@@ -179,7 +179,7 @@ func TestView(t *testing.T) {
 			[]string{"[#1 assistant voice complete] Sure. Done.", "[#2 assistant voice streaming] And [2J now this", "version 3, voice listening"},
 		},
 		{called, []string{"[tool fc-1 pending] create_run"}, []string{
-			"[#1 assistant voice complete] Sure. Done.", "[#2 assistant voice streaming] And [2J now this", "[tool fc-1 pending] create_run", "version 4, voice listening",
+			"[#1 assistant voice complete] Sure. Done.", "[tool fc-1 pending] create_run", "[#2 assistant voice streaming] And [2J now this", "version 4, voice listening",
 		}},
 		{
 			change(9, true, said(3, complete, strings.Repeat("ä", 200))),

@@ -1,10 +1,10 @@
 package replay
 
 import (
-	"cmp"
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -71,19 +71,22 @@ func (v *View) Messages() int { return len(v.messages) }
 // ToolCalls counts the tool calls.
 func (v *View) ToolCalls() int { return len(v.calls) }
 
-// Lines shows the conversation as it is: its last count messages, the tool calls below them, and the voice state.
+// Lines shows the conversation as it is: the last count messages and tool calls, in the order in which they were said and made, and the
+// voice state.
 func (v *View) Lines(count int) []string {
 	var lines []string
-	seqs := slices.Sorted(maps.Keys(v.messages))
-	for _, seq := range seqs[max(0, len(seqs)-count):] {
+	calls := slices.Sorted(maps.Keys(v.calls))
+	until := func(seq int32) {
+		for len(calls) > 0 && v.calls[calls[0]].GetAfterSeq() < seq {
+			lines, calls = append(lines, callLine(v.calls[calls[0]])), calls[1:]
+		}
+	}
+	for _, seq := range slices.Sorted(maps.Keys(v.messages)) {
+		until(seq)
 		lines = append(lines, messageLine(v.messages[seq]))
 	}
-	calls := slices.SortedFunc(maps.Values(v.calls), func(a, b *conversationv1.ToolCall) int {
-		return cmp.Or(a.GetCreateTime().AsTime().Compare(b.GetCreateTime().AsTime()), cmp.Compare(a.GetCallId(), b.GetCallId()))
-	})
-	for _, t := range calls[max(0, len(calls)-count):] {
-		lines = append(lines, callLine(t))
-	}
+	until(math.MaxInt32)
+	lines = lines[max(0, len(lines)-count):]
 	return append(lines, fmt.Sprintf("version %d, voice %s", v.version, word(v.voice.String())))
 }
 
