@@ -118,6 +118,11 @@ var walks = map[string]walk{ //nolint:gochecknoglobals // never changed
 		{method: "DeleteEndpoint", service: true},
 		{method: "PutIssues", service: true},
 		{method: "ListIssues"},
+		{method: "ListComments"},
+		{method: "ListAttachments"},
+		{method: "ListIssueHistory"},
+		{method: "ListAgentSessions"},
+		{method: "ListAgentActivities"},
 	},
 }
 

@@ -99,6 +99,12 @@ export interface Thing {
   object?: state.Object | undefined;
   /** By `entries/<collection>/<key>`. */
   entry?: state.Entry | undefined;
+  /** By `comments/<comment_id>`. */
+  comment?: linear.Comment | undefined;
+  /** By `agent_session`, or in a list `agent_sessions/<agent_session_id>`. */
+  agentSession?: linear.AgentSession | undefined;
+  /** By `activities/<time>-<id>`. */
+  agentActivity?: linear.AgentActivity | undefined;
 }
 
 /** WatchResponse is one message of the stream. */
@@ -156,6 +162,8 @@ export interface ItemInput {
   list?: ListItemInput | undefined;
   /** An object of StateService. */
   state?: StateItemInput | undefined;
+  /** An agent's session in Linear (key `agent_session`), its newest 50 activities and all that come (`activities/<time>-<id>`). */
+  agentSessionId?: string | undefined;
 }
 
 /**
@@ -176,6 +184,10 @@ export interface ListItemInput {
   issues?: linear.IssueFilterInput | undefined;
   /** Keys `objects/<id>`, with an id that the server makes of the owner and the name. They come without their states. */
   states?: state.StateFilterInput | undefined;
+  /** Keys `comments/<comment_id>`, the newest by Linear's createdAt. */
+  comments?: linear.CommentFilterInput | undefined;
+  /** Keys `agent_sessions/<agent_session_id>`. */
+  agentSessions?: linear.AgentSessionFilterInput | undefined;
 }
 
 /**
