@@ -21,13 +21,17 @@ var linearArea = area{
 		seed:  [][2]string{{"PutIssues", `{"issues":[` + issueC1 + `]}`}},
 		reads: map[string][2]string{"": {"ListIssues", `{"filter":{"issueIds":["c1"]},"withPayload":true}`}},
 		service: map[string]string{
-			"PutIssues": "ok", "PutEndpoint": "not_found", "ListEndpoints": "ok", "DeleteEndpoint": "not_found",
+			"PutIssues": "ok", "CreateIssue": "invalid_argument", "UpdateIssue": "invalid_argument", "CommentOnIssue": "invalid_argument", "PutEndpoint": "not_found", "ListEndpoints": "ok", "DeleteEndpoint": "not_found",
 		},
 		full: map[string]string{
 			"PutIssues": `{"requestId":"r-2","ifVersion":"1","issues":[{"id":"c1","identifier":"ENG-1","previousIdentifiers":["OLD-1"],"number":1,"url":"u","title":"t","description":"d","priority":1,"estimate":0.5,"stateId":"s",
 				"state":{"id":"s","name":"n","type":"started"},"team":{"id":"t","key":"ENG"},"assignee":{"id":"a","name":"n"},"delegate":{"id":"d"},"labelIds":["l"],"labels":{"nodes":[{"id":"m","name":"n"}]},
 				"cycle":{"id":"y","number":3},"parent":{"id":"q","identifier":"ENG-0"},
 				"dueDate":"2026-01-01","createdAt":"2026-01-01T00:00:00Z","updatedAt":"2026-12-01T00:00:00.5Z","completedAt":null,"trashed":false}]}`,
+			"CreateIssue": `{"requestId":"r-2","ifVersion":"0","endpointId":"x","edit":{"title":"t","description":"d","priority":1,"estimate":2,"dueDate":"2026-01-01","stateId":"s","teamId":"t",
+				"assigneeId":"a","delegateId":"d","projectId":"p","cycleId":"y","parentId":"q","addLabelIds":["l"]}}`,
+			"UpdateIssue":    `{"requestId":"r-2","ifVersion":"1","issueId":"c1","edit":{"title":"t","removeLabelIds":["l"]},"updateMask":"title,removeLabelIds","endpointId":"x"}`,
+			"CommentOnIssue": `{"requestId":"r-2","ifVersion":"1","issueId":"c1","body":"b","parentCommentId":"p","endpointId":"x"}`,
 			"ListIssues": `{"pageSize":5,"filter":{"issueIds":["c1"],"identifiers":["ENG-1"],"teamIds":["t"],"projectIds":["p"],"assigneeIds":["a"],"stateTypes":["started"],"labelNames":["n"],
 				"text":"t","open":true,"updatedSince":"2026-01-01T00:00:00Z","stateIds":["s"],"labelIds":["l"],"priorities":[1],"cycleIds":["y"],"parentIds":["q"],"delegateIds":["d"]},"withPayload":true,"order":"ISSUE_ORDER_CREATED"}`,
 			"PutEndpoint": `{"requestId":"r-2","ifVersion":"1","endpointId":"c1","endpoint":{"title":"t","labels":{"a":"b"},"replayWindow":"60s","organizationId":"o","teamIds":["t"]},"updateMask":"title,apiKey",
@@ -114,6 +118,39 @@ func isolateIssues(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
 	other.must(t, linearRPCs+"PutIssues", `{"issues":[`+strings.ReplaceAll(issueC1, secret, "theirs")+`]}`, other.key(t, ""))
 	if got := b.call(t, linearMethod("ListIssues"), `{"filter":{"issueIds":["c1"]}}`, ada); !strings.Contains(got.body, secret) || strings.Contains(got.body, "2030") {
 		t.Errorf("in the end: %+v", got)
+	}
+}
+
+// isolateChanges: changes are sent to Linear for the tenant's services only, with a key of their own tenant.
+func isolateChanges(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
+	ada, service, other := b.key(t, "ada"), b.key(t, ""), b.tenant(t)
+	b.must(t, linearRPCs+"PutIssues", `{"issues":[`+issueC1+`]}`, service)
+	b.must(t, linearRPCs+"PutEndpoint", `{"endpoint":{"title":"mine"},"setApiKey":"`+secret+`"}`, service)
+	other.must(t, linearRPCs+"PutEndpoint", `{"endpoint":{"title":"theirs"},"setApiKey":"theirs"}`, other.key(t, ""))
+	body := map[string]string{
+		"CreateIssue": `{"edit":{"title":"new","teamId":"t"}}`, "UpdateIssue": `{"issueId":"c1","edit":{"title":"new"}}`, "CommentOnIssue": `{"issueId":"c1","body":"new"}`,
+	}[string(m.Name())]
+	stranger := isNotFound
+	if m.Name() == "CreateIssue" {
+		stranger = "ok "
+	}
+	for _, tt := range []struct {
+		name    string
+		headers []string
+		want    string
+	}{
+		{"a user", []string{ada}, deniedUser},
+		{"a user's session", []string{b.signIn(t, "ada")}, deniedUser},
+		{"a service for a user", []string{service, "Holdfast-User: ada"}, deniedUser},
+		{"another tenant's user", []string{other.key(t, "ada")}, deniedUser},
+		{"another tenant's service", []string{other.key(t, "")}, stranger},
+		{"nobody", nil, "unauthenticated CREDENTIAL_MISSING"},
+		{"a service", []string{service}, "ok "},
+	} {
+		got := b.call(t, m, body, tt.headers...)
+		if got.code+" "+got.reason != tt.want || strings.Contains(got.body, secret) && tt.name != "a service" {
+			t.Errorf("%s is answered with %+v, want %s", tt.name, got, tt.want)
+		}
 	}
 }
 

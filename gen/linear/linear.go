@@ -157,6 +157,68 @@ func (v *ChangesResponse) GetAttachments() *ChangesAttachmentsAttachmentConnecti
 	return v.Attachments
 }
 
+// CommentCreateCommentCreateCommentPayload includes the requested fields of the GraphQL type CommentPayload.
+type CommentCreateCommentCreateCommentPayload struct {
+	Success bool `json:"success"`
+}
+
+// GetSuccess returns CommentCreateCommentCreateCommentPayload.Success, and is useful for accessing the field via an interface.
+func (v *CommentCreateCommentCreateCommentPayload) GetSuccess() bool { return v.Success }
+
+// CommentCreateResponse is returned by CommentCreate on success.
+type CommentCreateResponse struct {
+	CommentCreate *CommentCreateCommentCreateCommentPayload `json:"commentCreate"`
+}
+
+// GetCommentCreate returns CommentCreateResponse.CommentCreate, and is useful for accessing the field via an interface.
+func (v *CommentCreateResponse) GetCommentCreate() *CommentCreateCommentCreateCommentPayload {
+	return v.CommentCreate
+}
+
+// IssueCreateIssueCreateIssuePayload includes the requested fields of the GraphQL type IssuePayload.
+type IssueCreateIssueCreateIssuePayload struct {
+	Success bool             `json:"success"`
+	Issue   *json.RawMessage `json:"issue"`
+}
+
+// GetSuccess returns IssueCreateIssueCreateIssuePayload.Success, and is useful for accessing the field via an interface.
+func (v *IssueCreateIssueCreateIssuePayload) GetSuccess() bool { return v.Success }
+
+// GetIssue returns IssueCreateIssueCreateIssuePayload.Issue, and is useful for accessing the field via an interface.
+func (v *IssueCreateIssueCreateIssuePayload) GetIssue() *json.RawMessage { return v.Issue }
+
+// IssueCreateResponse is returned by IssueCreate on success.
+type IssueCreateResponse struct {
+	IssueCreate *IssueCreateIssueCreateIssuePayload `json:"issueCreate"`
+}
+
+// GetIssueCreate returns IssueCreateResponse.IssueCreate, and is useful for accessing the field via an interface.
+func (v *IssueCreateResponse) GetIssueCreate() *IssueCreateIssueCreateIssuePayload {
+	return v.IssueCreate
+}
+
+// IssueUpdateIssueUpdateIssuePayload includes the requested fields of the GraphQL type IssuePayload.
+type IssueUpdateIssueUpdateIssuePayload struct {
+	Success bool             `json:"success"`
+	Issue   *json.RawMessage `json:"issue"`
+}
+
+// GetSuccess returns IssueUpdateIssueUpdateIssuePayload.Success, and is useful for accessing the field via an interface.
+func (v *IssueUpdateIssueUpdateIssuePayload) GetSuccess() bool { return v.Success }
+
+// GetIssue returns IssueUpdateIssueUpdateIssuePayload.Issue, and is useful for accessing the field via an interface.
+func (v *IssueUpdateIssueUpdateIssuePayload) GetIssue() *json.RawMessage { return v.Issue }
+
+// IssueUpdateResponse is returned by IssueUpdate on success.
+type IssueUpdateResponse struct {
+	IssueUpdate *IssueUpdateIssueUpdateIssuePayload `json:"issueUpdate"`
+}
+
+// GetIssueUpdate returns IssueUpdateResponse.IssueUpdate, and is useful for accessing the field via an interface.
+func (v *IssueUpdateResponse) GetIssueUpdate() *IssueUpdateIssueUpdateIssuePayload {
+	return v.IssueUpdate
+}
+
 // PageEnd includes the GraphQL fields of PageInfo requested by the fragment PageEnd.
 type PageEnd struct {
 	HasNextPage bool    `json:"hasNextPage"`
@@ -314,6 +376,34 @@ func (v *__ChangesInput) GetAttachmentsSince() *string { return v.AttachmentsSin
 
 // GetAttachmentsAfter returns __ChangesInput.AttachmentsAfter, and is useful for accessing the field via an interface.
 func (v *__ChangesInput) GetAttachmentsAfter() *string { return v.AttachmentsAfter }
+
+// __CommentCreateInput is used internally by genqlient
+type __CommentCreateInput struct {
+	Input *map[string]interface{} `json:"input,omitempty"`
+}
+
+// GetInput returns __CommentCreateInput.Input, and is useful for accessing the field via an interface.
+func (v *__CommentCreateInput) GetInput() *map[string]interface{} { return v.Input }
+
+// __IssueCreateInput is used internally by genqlient
+type __IssueCreateInput struct {
+	Input *map[string]interface{} `json:"input,omitempty"`
+}
+
+// GetInput returns __IssueCreateInput.Input, and is useful for accessing the field via an interface.
+func (v *__IssueCreateInput) GetInput() *map[string]interface{} { return v.Input }
+
+// __IssueUpdateInput is used internally by genqlient
+type __IssueUpdateInput struct {
+	Id    string                  `json:"id"`
+	Input *map[string]interface{} `json:"input,omitempty"`
+}
+
+// GetId returns __IssueUpdateInput.Id, and is useful for accessing the field via an interface.
+func (v *__IssueUpdateInput) GetId() string { return v.Id }
+
+// GetInput returns __IssueUpdateInput.Input, and is useful for accessing the field via an interface.
+func (v *__IssueUpdateInput) GetInput() *map[string]interface{} { return v.Input }
 
 // __TeamsByIDInput is used internally by genqlient
 type __TeamsByIDInput struct {
@@ -816,6 +906,121 @@ func Changes(
 	}
 
 	data_ = &ChangesResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by CommentCreate.
+const CommentCreate_Operation = `
+mutation CommentCreate ($input: CommentCreateInput!) {
+	commentCreate(input: $input) {
+		success
+	}
+}
+`
+
+// CommentCreate makes a comment with an id of ours.
+func CommentCreate(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	input *map[string]interface{},
+) (data_ *CommentCreateResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "CommentCreate",
+		Query:  CommentCreate_Operation,
+		Variables: &__CommentCreateInput{
+			Input: input,
+		},
+	}
+
+	data_ = &CommentCreateResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by IssueCreate.
+const IssueCreate_Operation = `
+mutation IssueCreate ($input: IssueCreateInput!) {
+	issueCreate(input: $input) {
+		success
+		issue {
+			id
+			updatedAt
+		}
+	}
+}
+`
+
+// IssueCreate makes an issue with an id of ours.
+func IssueCreate(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	input *map[string]interface{},
+) (data_ *IssueCreateResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "IssueCreate",
+		Query:  IssueCreate_Operation,
+		Variables: &__IssueCreateInput{
+			Input: input,
+		},
+	}
+
+	data_ = &IssueCreateResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by IssueUpdate.
+const IssueUpdate_Operation = `
+mutation IssueUpdate ($id: String!, $input: IssueUpdateInput!) {
+	issueUpdate(id: $id, input: $input) {
+		success
+		issue {
+			id
+			updatedAt
+		}
+	}
+}
+`
+
+// IssueUpdate changes an issue.
+func IssueUpdate(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	id string,
+	input *map[string]interface{},
+) (data_ *IssueUpdateResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "IssueUpdate",
+		Query:  IssueUpdate_Operation,
+		Variables: &__IssueUpdateInput{
+			Id:    id,
+			Input: input,
+		},
+	}
+
+	data_ = &IssueUpdateResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(

@@ -259,7 +259,11 @@ func (m *Manager) DeleteEndpoint(ctx context.Context, req *linearv1.DeleteEndpoi
 	if err := rpc.RequireService(ctx, "see and change endpoints"); err != nil {
 		return nil, err
 	}
-	return rpc.Delete(ctx, m.o.Endpoints, req.GetEndpointId(), req, func(existed bool, version int64) *linearv1.DeleteEndpointResponse {
+	res, err := rpc.Delete(ctx, m.o.Endpoints, req.GetEndpointId(), req, func(existed bool, version int64) *linearv1.DeleteEndpointResponse {
 		return &linearv1.DeleteEndpointResponse{Existed: existed, Version: version}
 	})
+	if err != nil {
+		return nil, err
+	}
+	return res, m.abandon(ctx, req.GetEndpointId())
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/vektah/gqlparser/v2"
 	"github.com/vektah/gqlparser/v2/ast"
 	"github.com/vektah/gqlparser/v2/gqlerror"
+	"github.com/vektah/gqlparser/v2/validator"
 )
 
 // fakeLinear is a GraphQL server with the shapes of Linear's: it checks each query against the schema that the client is
@@ -38,6 +39,7 @@ type fakeLinear struct {
 	hidden map[string]bool
 	// spoilt issues cannot be answered: an answer that has one is an error.
 	spoilt map[string]bool
+	writes writes
 	// onPage is called before a page is answered, with its number.
 	onPage func(int)
 	pages  int
@@ -140,6 +142,13 @@ func (l *fakeLinear) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	switch req.OperationName {
+	case "IssueCreate", "IssueUpdate", "CommentCreate":
+		query, _ := gqlparser.LoadQuery(l.schema, req.Query)
+		if _, err := validator.VariableValues(l.schema, query.Operations.ForName(req.OperationName), req.Variables); err != nil {
+			fails(http.StatusBadRequest, "GRAPHQL_VALIDATION_FAILED", nil)(w, r)
+			return
+		}
+		l.mutate(w, r, req.OperationName, req.Variables)
 	case "Changes", "ChangedIDs":
 		l.since(w, r, req.OperationName, req.Variables)
 	case "ByID":

@@ -409,6 +409,7 @@ func applyIssue(tx *object.Tx[issueState], w *issueReport) bool {
 	was := proto.CloneOf(tx.State())
 	changed, applied := applyReport(tx.State(), w, tx.Exists(), tx.Now())
 	recorded := recordChange(tx, w, was, applied)
+	recorded = confirm(tx.State()) || recorded
 	switch {
 	case applied && w.payload != nil:
 		payload := proto.CloneOf(w.payload)
@@ -471,14 +472,16 @@ func open(s *storev1.IssueState) bool {
 	return known(s) && s.GetArchiveTime() == nil && !s.GetTrashed()
 }
 
-// known tells whether an issue was heard of for certain, and is still there.
-func known(s *storev1.IssueState) bool { return s.GetStamp() != nil && s.GetRemoveTime() == nil }
+// known tells whether an issue was heard of for certain, or asked for here, and is still there.
+func known(s *storev1.IssueState) bool {
+	return (s.GetStamp() != nil || creating(s)) && s.GetRemoveTime() == nil
+}
 
 // issueTerms are what issues can be listed by; each term of a set has one for the open ones alone. A removed issue has
 // none, but for asking Linear about it.
 func issueTerms(s *storev1.IssueState) []string {
-	var t []string
-	if known(s) {
+	t := outboxTerms(s)
+	if s = shown(s); known(s) {
 		t = append(t, "any")
 		for _, set := range [][2]string{
 			{"team=", s.GetTeam().GetId()}, {"linear_project=", s.GetProject().GetId()}, {"assignee=", s.GetAssignee().GetId()},
@@ -488,7 +491,7 @@ func issueTerms(s *storev1.IssueState) []string {
 			}
 		}
 		if open(s) {
-			for _, term := range t[1:] {
+			for _, term := range t[slices.Index(t, "any")+1:] {
 				t = append(t, term+"/open")
 			}
 			t = append(t, "open")
@@ -550,7 +553,7 @@ func milli(t *timestamppb.Timestamp) int64 { return min(max(t.AsTime().UnixMilli
 const refetchTerm = "refetch"
 
 func issueTTL(s *storev1.IssueState) time.Duration {
-	if s.GetRemoveTime() != nil || s.GetStamp() == nil && !s.GetRefetch() {
+	if s.GetRemoveTime() != nil || s.GetStamp() == nil && !s.GetRefetch() && !creating(s) {
 		return tombstoneTTL
 	}
 	return 0

@@ -20,7 +20,7 @@ import (
 )
 
 func presentIssue(s object.Snapshot[issueState]) *linearv1.Issue {
-	return rpc.Present(&linearv1.Issue{}, s.Info, s.State)
+	return rpc.Present(&linearv1.Issue{}, s.Info, shown(s.State))
 }
 
 // PutIssues implements LinearService.
@@ -142,7 +142,7 @@ func (m *Manager) listByID(ctx context.Context, req *linearv1.ListIssuesRequest,
 	}
 	var room object.Room
 	for i, v := range viewed {
-		if !v.Found || v.Snapshot.State.GetStamp() == nil || !fitsIssue(req.GetFilter(), v.Snapshot.State) {
+		if !v.Found || v.Snapshot.State.GetStamp() == nil && len(v.Snapshot.State.GetLocalChanges()) == 0 || !fitsIssue(req.GetFilter(), v.Snapshot.State) {
 			continue
 		}
 		issue := presentIssue(v.Snapshot)
@@ -200,6 +200,7 @@ func issueOptions(f *linearv1.IssueFilter, order linearv1.IssueOrder) (o object.
 
 // fitsIssue tells whether an issue is one that a filter chooses.
 func fitsIssue(f *linearv1.IssueFilter, s issueState) bool {
+	s = shown(s)
 	among := func(wanted []string, has ...string) bool {
 		return len(wanted) == 0 || slices.ContainsFunc(has, func(v string) bool { return slices.Contains(wanted, v) })
 	}

@@ -89,6 +89,8 @@ type Options struct {
 	Seal *seal.Box
 	// SyncNow makes an endpoint's sync run; nil: nothing is synced.
 	SyncNow func(ctx context.Context, t identity.Tenant, endpoint string) error
+	// SendNow has the changes of an issue sent to Linear; nil: a server that syncs sends them.
+	SendNow func(ctx context.Context, t identity.Tenant, issue string) error
 }
 
 // Manager serves LinearService. It is safe for concurrent use.

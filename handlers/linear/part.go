@@ -176,7 +176,7 @@ func takePart[S part](ctx context.Context, h *Webhook, k *object.Kind[S], fields
 	if err != nil || !applied {
 		return "not newer than what is known", err
 	}
-	return "applied", nil
+	return "applied", confirmComment(ctx, h.c.Issues, w.fields.GetIssueId(), w.id)
 }
 
 // keeps tells whether an endpoint of some teams keeps what belongs to an issue, of which the webhook may have the team.

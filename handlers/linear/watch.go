@@ -21,7 +21,7 @@ func (m *Manager) Sources() watch.Sources {
 func (m *Manager) followIssue(ctx context.Context, item *watchv1.Item, tell watch.Tell) error {
 	return watch.Object(ctx, m.o.Issues, object.ID(item.GetIssueId()), 0, item, tell, func(c *object.Change[issueState]) *watchv1.WatchResponse {
 		change := watch.Change(c)
-		if c.State.GetStamp() == nil { // Linear has only mentioned it
+		if c.State.GetStamp() == nil && len(c.State.GetLocalChanges()) == 0 { // Linear has only mentioned it
 			change.Reset_, change.Absent = true, true
 			return watch.Changed(change)
 		}

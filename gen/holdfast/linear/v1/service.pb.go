@@ -85,6 +85,124 @@ func (IssueOrder) EnumDescriptor() ([]byte, []int) {
 	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{0}
 }
 
+// LocalChangeType is what a change does.
+type LocalChangeType int32
+
+const (
+	// Not said.
+	LocalChangeType_LOCAL_CHANGE_TYPE_UNSPECIFIED LocalChangeType = 0
+	// It makes the issue.
+	LocalChangeType_LOCAL_CHANGE_TYPE_CREATE LocalChangeType = 1
+	// It changes the issue.
+	LocalChangeType_LOCAL_CHANGE_TYPE_UPDATE LocalChangeType = 2
+	// It comments on the issue.
+	LocalChangeType_LOCAL_CHANGE_TYPE_COMMENT LocalChangeType = 3
+)
+
+// Enum value maps for LocalChangeType.
+var (
+	LocalChangeType_name = map[int32]string{
+		0: "LOCAL_CHANGE_TYPE_UNSPECIFIED",
+		1: "LOCAL_CHANGE_TYPE_CREATE",
+		2: "LOCAL_CHANGE_TYPE_UPDATE",
+		3: "LOCAL_CHANGE_TYPE_COMMENT",
+	}
+	LocalChangeType_value = map[string]int32{
+		"LOCAL_CHANGE_TYPE_UNSPECIFIED": 0,
+		"LOCAL_CHANGE_TYPE_CREATE":      1,
+		"LOCAL_CHANGE_TYPE_UPDATE":      2,
+		"LOCAL_CHANGE_TYPE_COMMENT":     3,
+	}
+)
+
+func (x LocalChangeType) Enum() *LocalChangeType {
+	p := new(LocalChangeType)
+	*p = x
+	return p
+}
+
+func (x LocalChangeType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LocalChangeType) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_linear_v1_service_proto_enumTypes[1].Descriptor()
+}
+
+func (LocalChangeType) Type() protoreflect.EnumType {
+	return &file_holdfast_linear_v1_service_proto_enumTypes[1]
+}
+
+func (x LocalChangeType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LocalChangeType.Descriptor instead.
+func (LocalChangeType) EnumDescriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{1}
+}
+
+// LocalChangeStatus is how far a change is.
+type LocalChangeStatus int32
+
+const (
+	// Not said.
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_UNSPECIFIED LocalChangeStatus = 0
+	// It waits to be sent.
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_PENDING LocalChangeStatus = 1
+	// It is being sent, or was and nobody knows yet whether it arrived.
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_SENDING LocalChangeStatus = 2
+	// Linear took it, and has not reported it yet.
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_ACCEPTED LocalChangeStatus = 3
+	// It was not made, and is undone.
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_REFUSED LocalChangeStatus = 4
+)
+
+// Enum value maps for LocalChangeStatus.
+var (
+	LocalChangeStatus_name = map[int32]string{
+		0: "LOCAL_CHANGE_STATUS_UNSPECIFIED",
+		1: "LOCAL_CHANGE_STATUS_PENDING",
+		2: "LOCAL_CHANGE_STATUS_SENDING",
+		3: "LOCAL_CHANGE_STATUS_ACCEPTED",
+		4: "LOCAL_CHANGE_STATUS_REFUSED",
+	}
+	LocalChangeStatus_value = map[string]int32{
+		"LOCAL_CHANGE_STATUS_UNSPECIFIED": 0,
+		"LOCAL_CHANGE_STATUS_PENDING":     1,
+		"LOCAL_CHANGE_STATUS_SENDING":     2,
+		"LOCAL_CHANGE_STATUS_ACCEPTED":    3,
+		"LOCAL_CHANGE_STATUS_REFUSED":     4,
+	}
+)
+
+func (x LocalChangeStatus) Enum() *LocalChangeStatus {
+	p := new(LocalChangeStatus)
+	*p = x
+	return p
+}
+
+func (x LocalChangeStatus) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LocalChangeStatus) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_linear_v1_service_proto_enumTypes[2].Descriptor()
+}
+
+func (LocalChangeStatus) Type() protoreflect.EnumType {
+	return &file_holdfast_linear_v1_service_proto_enumTypes[2]
+}
+
+func (x LocalChangeStatus) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LocalChangeStatus.Descriptor instead.
+func (LocalChangeStatus) EnumDescriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{2}
+}
+
 // Endpoint is where the webhooks of a workspace arrive, and the key by which its issues are synced.
 type Endpoint struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1010,7 +1128,9 @@ type Issue struct {
 	// The name that Linear proposes for a branch.
 	BranchName string `protobuf:"bytes,39,opt,name=branch_name,json=branchName,proto3" json:"branch_name,omitempty"`
 	// How it is related to other issues, as the sync last read it: up to ten from either end. No webhook reports it.
-	Relations     []*IssueRelation `protobuf:"bytes,40,rep,name=relations,proto3" json:"relations,omitempty"`
+	Relations []*IssueRelation `protobuf:"bytes,40,rep,name=relations,proto3" json:"relations,omitempty"`
+	// Changes that were asked for here: those that Linear has not confirmed, which the fields above have in them, and the last that it refused.
+	LocalChanges  []*LocalChange `protobuf:"bytes,41,rep,name=local_changes,json=localChanges,proto3" json:"local_changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1321,6 +1441,13 @@ func (x *Issue) GetBranchName() string {
 func (x *Issue) GetRelations() []*IssueRelation {
 	if x != nil {
 		return x.Relations
+	}
+	return nil
+}
+
+func (x *Issue) GetLocalChanges() []*LocalChange {
+	if x != nil {
+		return x.LocalChanges
 	}
 	return nil
 }
@@ -4040,6 +4167,725 @@ func (x *PutIssueResult) GetProblem() *v1.Problem {
 	return nil
 }
 
+// IssueEdit is what can be written of an issue. Ids are Linear's.
+type IssueEdit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its title.
+	Title string `protobuf:"bytes,1,opt,name=title,proto3" json:"title,omitempty"`
+	// All of the description, in Markdown.
+	Description string `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
+	// 0 none, 1 urgent, 2 high, 3 medium, 4 low.
+	Priority int32 `protobuf:"varint,3,opt,name=priority,proto3" json:"priority,omitempty"`
+	// How large it is, in the team's points.
+	Estimate int32 `protobuf:"varint,4,opt,name=estimate,proto3" json:"estimate,omitempty"`
+	// A day, such as "2026-11-30".
+	DueDate string `protobuf:"bytes,5,opt,name=due_date,json=dueDate,proto3" json:"due_date,omitempty"`
+	// Where it is in the team's workflow.
+	StateId string `protobuf:"bytes,6,opt,name=state_id,json=stateId,proto3" json:"state_id,omitempty"`
+	// The team that it belongs to.
+	TeamId string `protobuf:"bytes,7,opt,name=team_id,json=teamId,proto3" json:"team_id,omitempty"`
+	// Who does it.
+	AssigneeId string `protobuf:"bytes,8,opt,name=assignee_id,json=assigneeId,proto3" json:"assignee_id,omitempty"`
+	// The agent that works on it for the assignee.
+	DelegateId string `protobuf:"bytes,9,opt,name=delegate_id,json=delegateId,proto3" json:"delegate_id,omitempty"`
+	// Linear's project.
+	ProjectId string `protobuf:"bytes,10,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	// The cycle that it is planned for.
+	CycleId string `protobuf:"bytes,11,opt,name=cycle_id,json=cycleId,proto3" json:"cycle_id,omitempty"`
+	// The issue above it.
+	ParentId string `protobuf:"bytes,12,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	// Labels to add; the others stay.
+	AddLabelIds []string `protobuf:"bytes,13,rep,name=add_label_ids,json=addLabelIds,proto3" json:"add_label_ids,omitempty"`
+	// Labels to take away.
+	RemoveLabelIds []string `protobuf:"bytes,14,rep,name=remove_label_ids,json=removeLabelIds,proto3" json:"remove_label_ids,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *IssueEdit) Reset() {
+	*x = IssueEdit{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueEdit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueEdit) ProtoMessage() {}
+
+func (x *IssueEdit) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueEdit.ProtoReflect.Descriptor instead.
+func (*IssueEdit) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *IssueEdit) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *IssueEdit) GetEstimate() int32 {
+	if x != nil {
+		return x.Estimate
+	}
+	return 0
+}
+
+func (x *IssueEdit) GetDueDate() string {
+	if x != nil {
+		return x.DueDate
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetStateId() string {
+	if x != nil {
+		return x.StateId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetTeamId() string {
+	if x != nil {
+		return x.TeamId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetAssigneeId() string {
+	if x != nil {
+		return x.AssigneeId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetDelegateId() string {
+	if x != nil {
+		return x.DelegateId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetProjectId() string {
+	if x != nil {
+		return x.ProjectId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetCycleId() string {
+	if x != nil {
+		return x.CycleId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetParentId() string {
+	if x != nil {
+		return x.ParentId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetAddLabelIds() []string {
+	if x != nil {
+		return x.AddLabelIds
+	}
+	return nil
+}
+
+func (x *IssueEdit) GetRemoveLabelIds() []string {
+	if x != nil {
+		return x.RemoveLabelIds
+	}
+	return nil
+}
+
+// LocalChange is a change of an issue that was asked for here and that Linear has not confirmed. One that it has confirmed is gone.
+type LocalChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A UUID: what a creation makes, or a comment, has it in Linear. It is the call's key in the ledger of the API "linear", too.
+	ChangeId string `protobuf:"bytes,1,opt,name=change_id,json=changeId,proto3" json:"change_id,omitempty"`
+	// What it does.
+	Type LocalChangeType `protobuf:"varint,2,opt,name=type,proto3,enum=holdfast.linear.v1.LocalChangeType" json:"type,omitempty"`
+	// How far it is.
+	Status LocalChangeStatus `protobuf:"varint,3,opt,name=status,proto3,enum=holdfast.linear.v1.LocalChangeStatus" json:"status,omitempty"`
+	// The new values.
+	Edit *IssueEdit `protobuf:"bytes,4,opt,name=edit,proto3" json:"edit,omitempty"`
+	// The fields of edit that it changes.
+	Fields []string `protobuf:"bytes,5,rep,name=fields,proto3" json:"fields,omitempty"`
+	// The text of a comment.
+	Body string `protobuf:"bytes,6,opt,name=body,proto3" json:"body,omitempty"`
+	// The comment that a comment answers.
+	ParentCommentId string `protobuf:"bytes,7,opt,name=parent_comment_id,json=parentCommentId,proto3" json:"parent_comment_id,omitempty"`
+	// The endpoint whose API key it is sent with.
+	EndpointId string `protobuf:"bytes,8,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	// Why it is refused, or not sent yet.
+	Error string `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
+	// When it was asked for.
+	RequestTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=request_time,json=requestTime,proto3" json:"request_time,omitempty"`
+	// It is not sent, or not asked after, before this.
+	NotBefore *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	// How often it was tried.
+	AttemptCount int32 `protobuf:"varint,12,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
+	// When Linear took it.
+	AcceptTime    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=accept_time,json=acceptTime,proto3" json:"accept_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocalChange) Reset() {
+	*x = LocalChange{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocalChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocalChange) ProtoMessage() {}
+
+func (x *LocalChange) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocalChange.ProtoReflect.Descriptor instead.
+func (*LocalChange) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *LocalChange) GetChangeId() string {
+	if x != nil {
+		return x.ChangeId
+	}
+	return ""
+}
+
+func (x *LocalChange) GetType() LocalChangeType {
+	if x != nil {
+		return x.Type
+	}
+	return LocalChangeType_LOCAL_CHANGE_TYPE_UNSPECIFIED
+}
+
+func (x *LocalChange) GetStatus() LocalChangeStatus {
+	if x != nil {
+		return x.Status
+	}
+	return LocalChangeStatus_LOCAL_CHANGE_STATUS_UNSPECIFIED
+}
+
+func (x *LocalChange) GetEdit() *IssueEdit {
+	if x != nil {
+		return x.Edit
+	}
+	return nil
+}
+
+func (x *LocalChange) GetFields() []string {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
+
+func (x *LocalChange) GetBody() string {
+	if x != nil {
+		return x.Body
+	}
+	return ""
+}
+
+func (x *LocalChange) GetParentCommentId() string {
+	if x != nil {
+		return x.ParentCommentId
+	}
+	return ""
+}
+
+func (x *LocalChange) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+func (x *LocalChange) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *LocalChange) GetRequestTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RequestTime
+	}
+	return nil
+}
+
+func (x *LocalChange) GetNotBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotBefore
+	}
+	return nil
+}
+
+func (x *LocalChange) GetAttemptCount() int32 {
+	if x != nil {
+		return x.AttemptCount
+	}
+	return 0
+}
+
+func (x *LocalChange) GetAcceptTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AcceptTime
+	}
+	return nil
+}
+
+// CreateIssueRequest is what CreateIssue is asked.
+type CreateIssueRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Of no use but 0: the issue does not exist.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The endpoint whose API key is used; empty: the only one that has a key.
+	EndpointId string `protobuf:"bytes,3,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	// What the issue is to be. It needs team_id and title.
+	Edit          *IssueEdit `protobuf:"bytes,4,opt,name=edit,proto3" json:"edit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateIssueRequest) Reset() {
+	*x = CreateIssueRequest{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateIssueRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateIssueRequest) ProtoMessage() {}
+
+func (x *CreateIssueRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateIssueRequest.ProtoReflect.Descriptor instead.
+func (*CreateIssueRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *CreateIssueRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CreateIssueRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *CreateIssueRequest) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+func (x *CreateIssueRequest) GetEdit() *IssueEdit {
+	if x != nil {
+		return x.Edit
+	}
+	return nil
+}
+
+// CreateIssueResponse is what CreateIssue answers.
+type CreateIssueResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now; Linear gives it its identifier.
+	Issue         *Issue `protobuf:"bytes,1,opt,name=issue,proto3" json:"issue,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateIssueResponse) Reset() {
+	*x = CreateIssueResponse{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateIssueResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateIssueResponse) ProtoMessage() {}
+
+func (x *CreateIssueResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateIssueResponse.ProtoReflect.Descriptor instead.
+func (*CreateIssueResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *CreateIssueResponse) GetIssue() *Issue {
+	if x != nil {
+		return x.Issue
+	}
+	return nil
+}
+
+// UpdateIssueRequest is what UpdateIssue is asked.
+type UpdateIssueRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The issue.
+	IssueId string `protobuf:"bytes,3,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
+	// The new values.
+	Edit *IssueEdit `protobuf:"bytes,4,opt,name=edit,proto3" json:"edit,omitempty"`
+	// The fields to change (AIP-134); unset: those that are set.
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// The endpoint whose API key is used; empty: the one that reports the issue, or the only one that has a key.
+	EndpointId    string `protobuf:"bytes,6,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateIssueRequest) Reset() {
+	*x = UpdateIssueRequest{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateIssueRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateIssueRequest) ProtoMessage() {}
+
+func (x *UpdateIssueRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateIssueRequest.ProtoReflect.Descriptor instead.
+func (*UpdateIssueRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *UpdateIssueRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *UpdateIssueRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *UpdateIssueRequest) GetIssueId() string {
+	if x != nil {
+		return x.IssueId
+	}
+	return ""
+}
+
+func (x *UpdateIssueRequest) GetEdit() *IssueEdit {
+	if x != nil {
+		return x.Edit
+	}
+	return nil
+}
+
+func (x *UpdateIssueRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+func (x *UpdateIssueRequest) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+// UpdateIssueResponse is what UpdateIssue answers.
+type UpdateIssueResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now.
+	Issue         *Issue `protobuf:"bytes,1,opt,name=issue,proto3" json:"issue,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateIssueResponse) Reset() {
+	*x = UpdateIssueResponse{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateIssueResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateIssueResponse) ProtoMessage() {}
+
+func (x *UpdateIssueResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateIssueResponse.ProtoReflect.Descriptor instead.
+func (*UpdateIssueResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *UpdateIssueResponse) GetIssue() *Issue {
+	if x != nil {
+		return x.Issue
+	}
+	return nil
+}
+
+// CommentOnIssueRequest is what CommentOnIssue is asked.
+type CommentOnIssueRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version of the issue; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The issue.
+	IssueId string `protobuf:"bytes,3,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
+	// The text, in Markdown.
+	Body string `protobuf:"bytes,4,opt,name=body,proto3" json:"body,omitempty"`
+	// The comment that it answers; empty: none.
+	ParentCommentId string `protobuf:"bytes,5,opt,name=parent_comment_id,json=parentCommentId,proto3" json:"parent_comment_id,omitempty"`
+	// The endpoint whose API key is used; empty: the one that reports the issue, or the only one that has a key.
+	EndpointId    string `protobuf:"bytes,6,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommentOnIssueRequest) Reset() {
+	*x = CommentOnIssueRequest{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommentOnIssueRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommentOnIssueRequest) ProtoMessage() {}
+
+func (x *CommentOnIssueRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommentOnIssueRequest.ProtoReflect.Descriptor instead.
+func (*CommentOnIssueRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *CommentOnIssueRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CommentOnIssueRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *CommentOnIssueRequest) GetIssueId() string {
+	if x != nil {
+		return x.IssueId
+	}
+	return ""
+}
+
+func (x *CommentOnIssueRequest) GetBody() string {
+	if x != nil {
+		return x.Body
+	}
+	return ""
+}
+
+func (x *CommentOnIssueRequest) GetParentCommentId() string {
+	if x != nil {
+		return x.ParentCommentId
+	}
+	return ""
+}
+
+func (x *CommentOnIssueRequest) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+// CommentOnIssueResponse is what CommentOnIssue answers.
+type CommentOnIssueResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Linear's id of the comment.
+	CommentId string `protobuf:"bytes,1,opt,name=comment_id,json=commentId,proto3" json:"comment_id,omitempty"`
+	// The issue as it is now.
+	Issue         *Issue `protobuf:"bytes,2,opt,name=issue,proto3" json:"issue,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommentOnIssueResponse) Reset() {
+	*x = CommentOnIssueResponse{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommentOnIssueResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommentOnIssueResponse) ProtoMessage() {}
+
+func (x *CommentOnIssueResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommentOnIssueResponse.ProtoReflect.Descriptor instead.
+func (*CommentOnIssueResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *CommentOnIssueResponse) GetCommentId() string {
+	if x != nil {
+		return x.CommentId
+	}
+	return ""
+}
+
+func (x *CommentOnIssueResponse) GetIssue() *Issue {
+	if x != nil {
+		return x.Issue
+	}
+	return nil
+}
+
 var File_holdfast_linear_v1_service_proto protoreflect.FileDescriptor
 
 const file_holdfast_linear_v1_service_proto_rawDesc = "" +
@@ -4135,7 +4981,7 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\v_if_version\"L\n" +
 	"\x16DeleteEndpointResponse\x12\x18\n" +
 	"\aexisted\x18\x01 \x01(\bR\aexisted\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x03R\aversion\"\xba\x0e\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\x80\x0f\n" +
 	"\x05Issue\x12\x19\n" +
 	"\bissue_id\x18\x01 \x01(\tR\aissueId\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
@@ -4186,7 +5032,8 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\tmilestone\x18& \x01(\v2\x17.holdfast.linear.v1.RefR\tmilestone\x12\x1f\n" +
 	"\vbranch_name\x18' \x01(\tR\n" +
 	"branchName\x12?\n" +
-	"\trelations\x18( \x03(\v2!.holdfast.linear.v1.IssueRelationR\trelations\"A\n" +
+	"\trelations\x18( \x03(\v2!.holdfast.linear.v1.IssueRelationR\trelations\x12D\n" +
+	"\rlocal_changes\x18) \x03(\v2\x1f.holdfast.linear.v1.LocalChangeR\flocalChanges\"A\n" +
 	"\x05Label\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -4434,13 +5281,103 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\bissue_id\x18\x01 \x01(\tR\aissueId\x12\x18\n" +
 	"\aapplied\x18\x02 \x01(\bR\aapplied\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x03R\aversion\x124\n" +
-	"\aproblem\x18\x04 \x01(\v2\x1a.holdfast.error.v1.ProblemR\aproblem*u\n" +
+	"\aproblem\x18\x04 \x01(\v2\x1a.holdfast.error.v1.ProblemR\aproblem\"\xd8\x06\n" +
+	"\tIssueEdit\x12\x1e\n" +
+	"\x05title\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12+\n" +
+	"\vdescription\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04R\vdescription\x12%\n" +
+	"\bpriority\x18\x03 \x01(\x05B\t\xbaH\x06\x1a\x04\x18\x04(\x00R\bpriority\x12'\n" +
+	"\bestimate\x18\x04 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xc0\x84=(\x00R\bestimate\x12X\n" +
+	"\bdue_date\x18\x05 \x01(\tB=\xbaH:r826^([0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01]))?$R\adueDate\x12:\n" +
+	"\bstate_id\x18\x06 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\astateId\x128\n" +
+	"\ateam_id\x18\a \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\x06teamId\x12@\n" +
+	"\vassignee_id\x18\b \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\n" +
+	"assigneeId\x12@\n" +
+	"\vdelegate_id\x18\t \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\n" +
+	"delegateId\x12>\n" +
+	"\n" +
+	"project_id\x18\n" +
+	" \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\tprojectId\x12:\n" +
+	"\bcycle_id\x18\v \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\acycleId\x12<\n" +
+	"\tparent_id\x18\f \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\bparentId\x12L\n" +
+	"\radd_label_ids\x18\r \x03(\tB(\xbaH%\x92\x01\"\x102\x18\x01\"\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\vaddLabelIds\x12R\n" +
+	"\x10remove_label_ids\x18\x0e \x03(\tB(\xbaH%\x92\x01\"\x102\x18\x01\"\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0eremoveLabelIds\"\xc0\x04\n" +
+	"\vLocalChange\x12\x1b\n" +
+	"\tchange_id\x18\x01 \x01(\tR\bchangeId\x127\n" +
+	"\x04type\x18\x02 \x01(\x0e2#.holdfast.linear.v1.LocalChangeTypeR\x04type\x12=\n" +
+	"\x06status\x18\x03 \x01(\x0e2%.holdfast.linear.v1.LocalChangeStatusR\x06status\x121\n" +
+	"\x04edit\x18\x04 \x01(\v2\x1d.holdfast.linear.v1.IssueEditR\x04edit\x12\x16\n" +
+	"\x06fields\x18\x05 \x03(\tR\x06fields\x12\x12\n" +
+	"\x04body\x18\x06 \x01(\tR\x04body\x12*\n" +
+	"\x11parent_comment_id\x18\a \x01(\tR\x0fparentCommentId\x12\x1f\n" +
+	"\vendpoint_id\x18\b \x01(\tR\n" +
+	"endpointId\x12\x14\n" +
+	"\x05error\x18\t \x01(\tR\x05error\x12=\n" +
+	"\frequest_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\vrequestTime\x129\n" +
+	"\n" +
+	"not_before\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x12#\n" +
+	"\rattempt_count\x18\f \x01(\x05R\fattemptCount\x12;\n" +
+	"\vaccept_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"acceptTime\"\xa8\x03\n" +
+	"\x12CreateIssueRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12@\n" +
+	"\vendpoint_id\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\n" +
+	"endpointId\x129\n" +
+	"\x04edit\x18\x04 \x01(\v2\x1d.holdfast.linear.v1.IssueEditB\x06\xbaH\x03\xc8\x01\x01R\x04edit:\xaf\x01\xbaH\xab\x01\x1a\xa8\x01\n" +
+	"\x11create_issue.edit\x127edit needs a title and a team_id, and removes no labels\x1aZthis.edit.title != '' && this.edit.team_id != '' && this.edit.remove_label_ids.size() == 0B\r\n" +
+	"\v_if_version\"F\n" +
+	"\x13CreateIssueResponse\x12/\n" +
+	"\x05issue\x18\x01 \x01(\v2\x19.holdfast.linear.v1.IssueR\x05issue\"\xe7\x02\n" +
+	"\x12UpdateIssueRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12:\n" +
+	"\bissue_id\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\aissueId\x121\n" +
+	"\x04edit\x18\x04 \x01(\v2\x1d.holdfast.linear.v1.IssueEditR\x04edit\x12;\n" +
+	"\vupdate_mask\x18\x05 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\x12@\n" +
+	"\vendpoint_id\x18\x06 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\n" +
+	"endpointIdB\r\n" +
+	"\v_if_version\"F\n" +
+	"\x13UpdateIssueResponse\x12/\n" +
+	"\x05issue\x18\x01 \x01(\v2\x19.holdfast.linear.v1.IssueR\x05issue\"\xe8\x02\n" +
+	"\x15CommentOnIssueRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12:\n" +
+	"\bissue_id\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\aissueId\x12\x1f\n" +
+	"\x04body\x18\x04 \x01(\tB\v\xbaH\br\x06 \x01(\x80\x80\x02R\x04body\x12K\n" +
+	"\x11parent_comment_id\x18\x05 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\x0fparentCommentId\x12@\n" +
+	"\vendpoint_id\x18\x06 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\n" +
+	"endpointIdB\r\n" +
+	"\v_if_version\"h\n" +
+	"\x16CommentOnIssueResponse\x12\x1d\n" +
+	"\n" +
+	"comment_id\x18\x01 \x01(\tR\tcommentId\x12/\n" +
+	"\x05issue\x18\x02 \x01(\v2\x19.holdfast.linear.v1.IssueR\x05issue*u\n" +
 	"\n" +
 	"IssueOrder\x12\x1b\n" +
 	"\x17ISSUE_ORDER_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13ISSUE_ORDER_UPDATED\x10\x01\x12\x17\n" +
 	"\x13ISSUE_ORDER_CREATED\x10\x02\x12\x18\n" +
-	"\x14ISSUE_ORDER_PRIORITY\x10\x032\xc3\b\n" +
+	"\x14ISSUE_ORDER_PRIORITY\x10\x03*\x8f\x01\n" +
+	"\x0fLocalChangeType\x12!\n" +
+	"\x1dLOCAL_CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18LOCAL_CHANGE_TYPE_CREATE\x10\x01\x12\x1c\n" +
+	"\x18LOCAL_CHANGE_TYPE_UPDATE\x10\x02\x12\x1d\n" +
+	"\x19LOCAL_CHANGE_TYPE_COMMENT\x10\x03*\xbd\x01\n" +
+	"\x11LocalChangeStatus\x12#\n" +
+	"\x1fLOCAL_CHANGE_STATUS_UNSPECIFIED\x10\x00\x12\x1f\n" +
+	"\x1bLOCAL_CHANGE_STATUS_PENDING\x10\x01\x12\x1f\n" +
+	"\x1bLOCAL_CHANGE_STATUS_SENDING\x10\x02\x12 \n" +
+	"\x1cLOCAL_CHANGE_STATUS_ACCEPTED\x10\x03\x12\x1f\n" +
+	"\x1bLOCAL_CHANGE_STATUS_REFUSED\x10\x042\xf2\n" +
+	"\n" +
 	"\rLinearService\x12`\n" +
 	"\vPutEndpoint\x12&.holdfast.linear.v1.PutEndpointRequest\x1a'.holdfast.linear.v1.PutEndpointResponse\"\x00\x12f\n" +
 	"\rListEndpoints\x12(.holdfast.linear.v1.ListEndpointsRequest\x1a).holdfast.linear.v1.ListEndpointsResponse\"\x00\x12i\n" +
@@ -4452,7 +5389,10 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\x10ListIssueHistory\x12+.holdfast.linear.v1.ListIssueHistoryRequest\x1a,.holdfast.linear.v1.ListIssueHistoryResponse\"\x03\x90\x02\x01\x12u\n" +
 	"\x11ListAgentSessions\x12,.holdfast.linear.v1.ListAgentSessionsRequest\x1a-.holdfast.linear.v1.ListAgentSessionsResponse\"\x03\x90\x02\x01\x12{\n" +
 	"\x13ListAgentActivities\x12..holdfast.linear.v1.ListAgentActivitiesRequest\x1a/.holdfast.linear.v1.ListAgentActivitiesResponse\"\x03\x90\x02\x01\x12Z\n" +
-	"\tPutIssues\x12$.holdfast.linear.v1.PutIssuesRequest\x1a%.holdfast.linear.v1.PutIssuesResponse\"\x00B\xba\x01\n" +
+	"\tPutIssues\x12$.holdfast.linear.v1.PutIssuesRequest\x1a%.holdfast.linear.v1.PutIssuesResponse\"\x00\x12`\n" +
+	"\vCreateIssue\x12&.holdfast.linear.v1.CreateIssueRequest\x1a'.holdfast.linear.v1.CreateIssueResponse\"\x00\x12`\n" +
+	"\vUpdateIssue\x12&.holdfast.linear.v1.UpdateIssueRequest\x1a'.holdfast.linear.v1.UpdateIssueResponse\"\x00\x12i\n" +
+	"\x0eCommentOnIssue\x12).holdfast.linear.v1.CommentOnIssueRequest\x1a*.holdfast.linear.v1.CommentOnIssueResponse\"\x00B\xba\x01\n" +
 	"\x16com.holdfast.linear.v1B\fServiceProtoP\x01Z(holdfast/gen/holdfast/linear/v1;linearv1\xa2\x02\x03HLX\xaa\x02\x12Holdfast.Linear.V1\xca\x02\x12Holdfast\\Linear\\V1\xe2\x02\x1eHoldfast\\Linear\\V1\\GPBMetadata\xea\x02\x14Holdfast::Linear::V1b\x06proto3"
 
 var (
@@ -4467,184 +5407,213 @@ func file_holdfast_linear_v1_service_proto_rawDescGZIP() []byte {
 	return file_holdfast_linear_v1_service_proto_rawDescData
 }
 
-var file_holdfast_linear_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_holdfast_linear_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_holdfast_linear_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_holdfast_linear_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_holdfast_linear_v1_service_proto_goTypes = []any{
 	(IssueOrder)(0),                     // 0: holdfast.linear.v1.IssueOrder
-	(*Endpoint)(nil),                    // 1: holdfast.linear.v1.Endpoint
-	(*SecretInfo)(nil),                  // 2: holdfast.linear.v1.SecretInfo
-	(*SyncStatus)(nil),                  // 3: holdfast.linear.v1.SyncStatus
-	(*SyncListStatus)(nil),              // 4: holdfast.linear.v1.SyncListStatus
-	(*PutEndpointRequest)(nil),          // 5: holdfast.linear.v1.PutEndpointRequest
-	(*PutEndpointResponse)(nil),         // 6: holdfast.linear.v1.PutEndpointResponse
-	(*ListEndpointsRequest)(nil),        // 7: holdfast.linear.v1.ListEndpointsRequest
-	(*ListEndpointsResponse)(nil),       // 8: holdfast.linear.v1.ListEndpointsResponse
-	(*DeleteEndpointRequest)(nil),       // 9: holdfast.linear.v1.DeleteEndpointRequest
-	(*DeleteEndpointResponse)(nil),      // 10: holdfast.linear.v1.DeleteEndpointResponse
-	(*Issue)(nil),                       // 11: holdfast.linear.v1.Issue
-	(*Label)(nil),                       // 12: holdfast.linear.v1.Label
-	(*IssueRelation)(nil),               // 13: holdfast.linear.v1.IssueRelation
-	(*IssueChange)(nil),                 // 14: holdfast.linear.v1.IssueChange
-	(*Actor)(nil),                       // 15: holdfast.linear.v1.Actor
-	(*PropertyChange)(nil),              // 16: holdfast.linear.v1.PropertyChange
-	(*Comment)(nil),                     // 17: holdfast.linear.v1.Comment
-	(*Attachment)(nil),                  // 18: holdfast.linear.v1.Attachment
-	(*AgentSession)(nil),                // 19: holdfast.linear.v1.AgentSession
-	(*ExternalLink)(nil),                // 20: holdfast.linear.v1.ExternalLink
-	(*Guidance)(nil),                    // 21: holdfast.linear.v1.Guidance
-	(*AgentActivity)(nil),               // 22: holdfast.linear.v1.AgentActivity
-	(*WorkflowState)(nil),               // 23: holdfast.linear.v1.WorkflowState
-	(*Team)(nil),                        // 24: holdfast.linear.v1.Team
-	(*Ref)(nil),                         // 25: holdfast.linear.v1.Ref
-	(*IssuePayload)(nil),                // 26: holdfast.linear.v1.IssuePayload
-	(*IssueFilter)(nil),                 // 27: holdfast.linear.v1.IssueFilter
-	(*ListIssuesRequest)(nil),           // 28: holdfast.linear.v1.ListIssuesRequest
-	(*ListIssuesResponse)(nil),          // 29: holdfast.linear.v1.ListIssuesResponse
-	(*ListCommentsRequest)(nil),         // 30: holdfast.linear.v1.ListCommentsRequest
-	(*ListCommentsResponse)(nil),        // 31: holdfast.linear.v1.ListCommentsResponse
-	(*CommentFilter)(nil),               // 32: holdfast.linear.v1.CommentFilter
-	(*ListAttachmentsRequest)(nil),      // 33: holdfast.linear.v1.ListAttachmentsRequest
-	(*ListAttachmentsResponse)(nil),     // 34: holdfast.linear.v1.ListAttachmentsResponse
-	(*ListIssueHistoryRequest)(nil),     // 35: holdfast.linear.v1.ListIssueHistoryRequest
-	(*ListIssueHistoryResponse)(nil),    // 36: holdfast.linear.v1.ListIssueHistoryResponse
-	(*ListAgentSessionsRequest)(nil),    // 37: holdfast.linear.v1.ListAgentSessionsRequest
-	(*ListAgentSessionsResponse)(nil),   // 38: holdfast.linear.v1.ListAgentSessionsResponse
-	(*AgentSessionFilter)(nil),          // 39: holdfast.linear.v1.AgentSessionFilter
-	(*ListAgentActivitiesRequest)(nil),  // 40: holdfast.linear.v1.ListAgentActivitiesRequest
-	(*ListAgentActivitiesResponse)(nil), // 41: holdfast.linear.v1.ListAgentActivitiesResponse
-	(*PutIssuesRequest)(nil),            // 42: holdfast.linear.v1.PutIssuesRequest
-	(*PutIssuesResponse)(nil),           // 43: holdfast.linear.v1.PutIssuesResponse
-	(*PutIssueResult)(nil),              // 44: holdfast.linear.v1.PutIssueResult
-	nil,                                 // 45: holdfast.linear.v1.Endpoint.LabelsEntry
-	(*timestamppb.Timestamp)(nil),       // 46: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),         // 47: google.protobuf.Duration
-	(*fieldmaskpb.FieldMask)(nil),       // 48: google.protobuf.FieldMask
-	(*structpb.Value)(nil),              // 49: google.protobuf.Value
-	(*structpb.Struct)(nil),             // 50: google.protobuf.Struct
-	(*v1.Problem)(nil),                  // 51: holdfast.error.v1.Problem
+	(LocalChangeType)(0),                // 1: holdfast.linear.v1.LocalChangeType
+	(LocalChangeStatus)(0),              // 2: holdfast.linear.v1.LocalChangeStatus
+	(*Endpoint)(nil),                    // 3: holdfast.linear.v1.Endpoint
+	(*SecretInfo)(nil),                  // 4: holdfast.linear.v1.SecretInfo
+	(*SyncStatus)(nil),                  // 5: holdfast.linear.v1.SyncStatus
+	(*SyncListStatus)(nil),              // 6: holdfast.linear.v1.SyncListStatus
+	(*PutEndpointRequest)(nil),          // 7: holdfast.linear.v1.PutEndpointRequest
+	(*PutEndpointResponse)(nil),         // 8: holdfast.linear.v1.PutEndpointResponse
+	(*ListEndpointsRequest)(nil),        // 9: holdfast.linear.v1.ListEndpointsRequest
+	(*ListEndpointsResponse)(nil),       // 10: holdfast.linear.v1.ListEndpointsResponse
+	(*DeleteEndpointRequest)(nil),       // 11: holdfast.linear.v1.DeleteEndpointRequest
+	(*DeleteEndpointResponse)(nil),      // 12: holdfast.linear.v1.DeleteEndpointResponse
+	(*Issue)(nil),                       // 13: holdfast.linear.v1.Issue
+	(*Label)(nil),                       // 14: holdfast.linear.v1.Label
+	(*IssueRelation)(nil),               // 15: holdfast.linear.v1.IssueRelation
+	(*IssueChange)(nil),                 // 16: holdfast.linear.v1.IssueChange
+	(*Actor)(nil),                       // 17: holdfast.linear.v1.Actor
+	(*PropertyChange)(nil),              // 18: holdfast.linear.v1.PropertyChange
+	(*Comment)(nil),                     // 19: holdfast.linear.v1.Comment
+	(*Attachment)(nil),                  // 20: holdfast.linear.v1.Attachment
+	(*AgentSession)(nil),                // 21: holdfast.linear.v1.AgentSession
+	(*ExternalLink)(nil),                // 22: holdfast.linear.v1.ExternalLink
+	(*Guidance)(nil),                    // 23: holdfast.linear.v1.Guidance
+	(*AgentActivity)(nil),               // 24: holdfast.linear.v1.AgentActivity
+	(*WorkflowState)(nil),               // 25: holdfast.linear.v1.WorkflowState
+	(*Team)(nil),                        // 26: holdfast.linear.v1.Team
+	(*Ref)(nil),                         // 27: holdfast.linear.v1.Ref
+	(*IssuePayload)(nil),                // 28: holdfast.linear.v1.IssuePayload
+	(*IssueFilter)(nil),                 // 29: holdfast.linear.v1.IssueFilter
+	(*ListIssuesRequest)(nil),           // 30: holdfast.linear.v1.ListIssuesRequest
+	(*ListIssuesResponse)(nil),          // 31: holdfast.linear.v1.ListIssuesResponse
+	(*ListCommentsRequest)(nil),         // 32: holdfast.linear.v1.ListCommentsRequest
+	(*ListCommentsResponse)(nil),        // 33: holdfast.linear.v1.ListCommentsResponse
+	(*CommentFilter)(nil),               // 34: holdfast.linear.v1.CommentFilter
+	(*ListAttachmentsRequest)(nil),      // 35: holdfast.linear.v1.ListAttachmentsRequest
+	(*ListAttachmentsResponse)(nil),     // 36: holdfast.linear.v1.ListAttachmentsResponse
+	(*ListIssueHistoryRequest)(nil),     // 37: holdfast.linear.v1.ListIssueHistoryRequest
+	(*ListIssueHistoryResponse)(nil),    // 38: holdfast.linear.v1.ListIssueHistoryResponse
+	(*ListAgentSessionsRequest)(nil),    // 39: holdfast.linear.v1.ListAgentSessionsRequest
+	(*ListAgentSessionsResponse)(nil),   // 40: holdfast.linear.v1.ListAgentSessionsResponse
+	(*AgentSessionFilter)(nil),          // 41: holdfast.linear.v1.AgentSessionFilter
+	(*ListAgentActivitiesRequest)(nil),  // 42: holdfast.linear.v1.ListAgentActivitiesRequest
+	(*ListAgentActivitiesResponse)(nil), // 43: holdfast.linear.v1.ListAgentActivitiesResponse
+	(*PutIssuesRequest)(nil),            // 44: holdfast.linear.v1.PutIssuesRequest
+	(*PutIssuesResponse)(nil),           // 45: holdfast.linear.v1.PutIssuesResponse
+	(*PutIssueResult)(nil),              // 46: holdfast.linear.v1.PutIssueResult
+	(*IssueEdit)(nil),                   // 47: holdfast.linear.v1.IssueEdit
+	(*LocalChange)(nil),                 // 48: holdfast.linear.v1.LocalChange
+	(*CreateIssueRequest)(nil),          // 49: holdfast.linear.v1.CreateIssueRequest
+	(*CreateIssueResponse)(nil),         // 50: holdfast.linear.v1.CreateIssueResponse
+	(*UpdateIssueRequest)(nil),          // 51: holdfast.linear.v1.UpdateIssueRequest
+	(*UpdateIssueResponse)(nil),         // 52: holdfast.linear.v1.UpdateIssueResponse
+	(*CommentOnIssueRequest)(nil),       // 53: holdfast.linear.v1.CommentOnIssueRequest
+	(*CommentOnIssueResponse)(nil),      // 54: holdfast.linear.v1.CommentOnIssueResponse
+	nil,                                 // 55: holdfast.linear.v1.Endpoint.LabelsEntry
+	(*timestamppb.Timestamp)(nil),       // 56: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),         // 57: google.protobuf.Duration
+	(*fieldmaskpb.FieldMask)(nil),       // 58: google.protobuf.FieldMask
+	(*structpb.Value)(nil),              // 59: google.protobuf.Value
+	(*structpb.Struct)(nil),             // 60: google.protobuf.Struct
+	(*v1.Problem)(nil),                  // 61: holdfast.error.v1.Problem
 }
 var file_holdfast_linear_v1_service_proto_depIdxs = []int32{
-	46,  // 0: holdfast.linear.v1.Endpoint.create_time:type_name -> google.protobuf.Timestamp
-	46,  // 1: holdfast.linear.v1.Endpoint.update_time:type_name -> google.protobuf.Timestamp
-	46,  // 2: holdfast.linear.v1.Endpoint.expire_time:type_name -> google.protobuf.Timestamp
-	45,  // 3: holdfast.linear.v1.Endpoint.labels:type_name -> holdfast.linear.v1.Endpoint.LabelsEntry
-	2,   // 4: holdfast.linear.v1.Endpoint.secrets:type_name -> holdfast.linear.v1.SecretInfo
-	2,   // 5: holdfast.linear.v1.Endpoint.api_key:type_name -> holdfast.linear.v1.SecretInfo
-	47,  // 6: holdfast.linear.v1.Endpoint.replay_window:type_name -> google.protobuf.Duration
-	3,   // 7: holdfast.linear.v1.Endpoint.sync:type_name -> holdfast.linear.v1.SyncStatus
-	46,  // 8: holdfast.linear.v1.SecretInfo.create_time:type_name -> google.protobuf.Timestamp
-	46,  // 9: holdfast.linear.v1.SyncStatus.high_water_time:type_name -> google.protobuf.Timestamp
-	46,  // 10: holdfast.linear.v1.SyncStatus.complete_time:type_name -> google.protobuf.Timestamp
-	46,  // 11: holdfast.linear.v1.SyncStatus.not_before:type_name -> google.protobuf.Timestamp
-	4,   // 12: holdfast.linear.v1.SyncStatus.lists:type_name -> holdfast.linear.v1.SyncListStatus
-	46,  // 13: holdfast.linear.v1.SyncListStatus.high_water_time:type_name -> google.protobuf.Timestamp
-	46,  // 14: holdfast.linear.v1.SyncListStatus.not_before:type_name -> google.protobuf.Timestamp
-	1,   // 15: holdfast.linear.v1.PutEndpointRequest.endpoint:type_name -> holdfast.linear.v1.Endpoint
-	48,  // 16: holdfast.linear.v1.PutEndpointRequest.update_mask:type_name -> google.protobuf.FieldMask
-	46,  // 17: holdfast.linear.v1.PutEndpointRequest.reset_sync_to:type_name -> google.protobuf.Timestamp
-	1,   // 18: holdfast.linear.v1.PutEndpointResponse.endpoint:type_name -> holdfast.linear.v1.Endpoint
-	1,   // 19: holdfast.linear.v1.ListEndpointsResponse.endpoints:type_name -> holdfast.linear.v1.Endpoint
-	46,  // 20: holdfast.linear.v1.Issue.create_time:type_name -> google.protobuf.Timestamp
-	46,  // 21: holdfast.linear.v1.Issue.update_time:type_name -> google.protobuf.Timestamp
-	46,  // 22: holdfast.linear.v1.Issue.expire_time:type_name -> google.protobuf.Timestamp
-	12,  // 23: holdfast.linear.v1.Issue.labels:type_name -> holdfast.linear.v1.Label
-	23,  // 24: holdfast.linear.v1.Issue.state:type_name -> holdfast.linear.v1.WorkflowState
-	24,  // 25: holdfast.linear.v1.Issue.team:type_name -> holdfast.linear.v1.Team
-	25,  // 26: holdfast.linear.v1.Issue.assignee:type_name -> holdfast.linear.v1.Ref
-	25,  // 27: holdfast.linear.v1.Issue.delegate:type_name -> holdfast.linear.v1.Ref
-	25,  // 28: holdfast.linear.v1.Issue.creator:type_name -> holdfast.linear.v1.Ref
-	25,  // 29: holdfast.linear.v1.Issue.project:type_name -> holdfast.linear.v1.Ref
-	25,  // 30: holdfast.linear.v1.Issue.cycle:type_name -> holdfast.linear.v1.Ref
-	25,  // 31: holdfast.linear.v1.Issue.parent:type_name -> holdfast.linear.v1.Ref
-	46,  // 32: holdfast.linear.v1.Issue.linear_create_time:type_name -> google.protobuf.Timestamp
-	46,  // 33: holdfast.linear.v1.Issue.linear_update_time:type_name -> google.protobuf.Timestamp
-	46,  // 34: holdfast.linear.v1.Issue.start_time:type_name -> google.protobuf.Timestamp
-	46,  // 35: holdfast.linear.v1.Issue.complete_time:type_name -> google.protobuf.Timestamp
-	46,  // 36: holdfast.linear.v1.Issue.cancel_time:type_name -> google.protobuf.Timestamp
-	46,  // 37: holdfast.linear.v1.Issue.archive_time:type_name -> google.protobuf.Timestamp
-	46,  // 38: holdfast.linear.v1.Issue.remove_time:type_name -> google.protobuf.Timestamp
-	26,  // 39: holdfast.linear.v1.Issue.payload:type_name -> holdfast.linear.v1.IssuePayload
-	46,  // 40: holdfast.linear.v1.Issue.refetch_time:type_name -> google.protobuf.Timestamp
-	25,  // 41: holdfast.linear.v1.Issue.milestone:type_name -> holdfast.linear.v1.Ref
-	13,  // 42: holdfast.linear.v1.Issue.relations:type_name -> holdfast.linear.v1.IssueRelation
-	25,  // 43: holdfast.linear.v1.IssueRelation.issue:type_name -> holdfast.linear.v1.Ref
-	46,  // 44: holdfast.linear.v1.IssueChange.time:type_name -> google.protobuf.Timestamp
-	15,  // 45: holdfast.linear.v1.IssueChange.actor:type_name -> holdfast.linear.v1.Actor
-	16,  // 46: holdfast.linear.v1.IssueChange.properties:type_name -> holdfast.linear.v1.PropertyChange
-	49,  // 47: holdfast.linear.v1.PropertyChange.from:type_name -> google.protobuf.Value
-	49,  // 48: holdfast.linear.v1.PropertyChange.to:type_name -> google.protobuf.Value
-	46,  // 49: holdfast.linear.v1.Comment.create_time:type_name -> google.protobuf.Timestamp
-	46,  // 50: holdfast.linear.v1.Comment.update_time:type_name -> google.protobuf.Timestamp
-	46,  // 51: holdfast.linear.v1.Comment.expire_time:type_name -> google.protobuf.Timestamp
-	25,  // 52: holdfast.linear.v1.Comment.user:type_name -> holdfast.linear.v1.Ref
-	25,  // 53: holdfast.linear.v1.Comment.external_user:type_name -> holdfast.linear.v1.Ref
-	46,  // 54: holdfast.linear.v1.Comment.edit_time:type_name -> google.protobuf.Timestamp
-	46,  // 55: holdfast.linear.v1.Comment.resolve_time:type_name -> google.protobuf.Timestamp
-	46,  // 56: holdfast.linear.v1.Comment.linear_create_time:type_name -> google.protobuf.Timestamp
-	46,  // 57: holdfast.linear.v1.Comment.linear_update_time:type_name -> google.protobuf.Timestamp
-	46,  // 58: holdfast.linear.v1.Attachment.create_time:type_name -> google.protobuf.Timestamp
-	46,  // 59: holdfast.linear.v1.Attachment.update_time:type_name -> google.protobuf.Timestamp
-	46,  // 60: holdfast.linear.v1.Attachment.expire_time:type_name -> google.protobuf.Timestamp
-	50,  // 61: holdfast.linear.v1.Attachment.metadata:type_name -> google.protobuf.Struct
-	25,  // 62: holdfast.linear.v1.Attachment.creator:type_name -> holdfast.linear.v1.Ref
-	46,  // 63: holdfast.linear.v1.Attachment.linear_create_time:type_name -> google.protobuf.Timestamp
-	46,  // 64: holdfast.linear.v1.Attachment.linear_update_time:type_name -> google.protobuf.Timestamp
-	46,  // 65: holdfast.linear.v1.AgentSession.create_time:type_name -> google.protobuf.Timestamp
-	46,  // 66: holdfast.linear.v1.AgentSession.update_time:type_name -> google.protobuf.Timestamp
-	46,  // 67: holdfast.linear.v1.AgentSession.expire_time:type_name -> google.protobuf.Timestamp
-	25,  // 68: holdfast.linear.v1.AgentSession.creator:type_name -> holdfast.linear.v1.Ref
-	49,  // 69: holdfast.linear.v1.AgentSession.plan:type_name -> google.protobuf.Value
-	20,  // 70: holdfast.linear.v1.AgentSession.external_links:type_name -> holdfast.linear.v1.ExternalLink
-	21,  // 71: holdfast.linear.v1.AgentSession.guidance:type_name -> holdfast.linear.v1.Guidance
-	46,  // 72: holdfast.linear.v1.AgentSession.start_time:type_name -> google.protobuf.Timestamp
-	46,  // 73: holdfast.linear.v1.AgentSession.end_time:type_name -> google.protobuf.Timestamp
-	46,  // 74: holdfast.linear.v1.AgentSession.linear_create_time:type_name -> google.protobuf.Timestamp
-	46,  // 75: holdfast.linear.v1.AgentSession.linear_update_time:type_name -> google.protobuf.Timestamp
-	50,  // 76: holdfast.linear.v1.AgentActivity.signal_metadata:type_name -> google.protobuf.Struct
-	25,  // 77: holdfast.linear.v1.AgentActivity.user:type_name -> holdfast.linear.v1.Ref
-	46,  // 78: holdfast.linear.v1.AgentActivity.linear_create_time:type_name -> google.protobuf.Timestamp
-	46,  // 79: holdfast.linear.v1.AgentActivity.linear_update_time:type_name -> google.protobuf.Timestamp
-	50,  // 80: holdfast.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
-	46,  // 81: holdfast.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
-	46,  // 82: holdfast.linear.v1.IssueFilter.updated_since:type_name -> google.protobuf.Timestamp
-	27,  // 83: holdfast.linear.v1.ListIssuesRequest.filter:type_name -> holdfast.linear.v1.IssueFilter
-	0,   // 84: holdfast.linear.v1.ListIssuesRequest.order:type_name -> holdfast.linear.v1.IssueOrder
-	11,  // 85: holdfast.linear.v1.ListIssuesResponse.issues:type_name -> holdfast.linear.v1.Issue
-	32,  // 86: holdfast.linear.v1.ListCommentsRequest.filter:type_name -> holdfast.linear.v1.CommentFilter
-	17,  // 87: holdfast.linear.v1.ListCommentsResponse.comments:type_name -> holdfast.linear.v1.Comment
-	18,  // 88: holdfast.linear.v1.ListAttachmentsResponse.attachments:type_name -> holdfast.linear.v1.Attachment
-	14,  // 89: holdfast.linear.v1.ListIssueHistoryResponse.changes:type_name -> holdfast.linear.v1.IssueChange
-	39,  // 90: holdfast.linear.v1.ListAgentSessionsRequest.filter:type_name -> holdfast.linear.v1.AgentSessionFilter
-	19,  // 91: holdfast.linear.v1.ListAgentSessionsResponse.agent_sessions:type_name -> holdfast.linear.v1.AgentSession
-	22,  // 92: holdfast.linear.v1.ListAgentActivitiesResponse.activities:type_name -> holdfast.linear.v1.AgentActivity
-	50,  // 93: holdfast.linear.v1.PutIssuesRequest.issues:type_name -> google.protobuf.Struct
-	44,  // 94: holdfast.linear.v1.PutIssuesResponse.results:type_name -> holdfast.linear.v1.PutIssueResult
-	51,  // 95: holdfast.linear.v1.PutIssueResult.problem:type_name -> holdfast.error.v1.Problem
-	5,   // 96: holdfast.linear.v1.LinearService.PutEndpoint:input_type -> holdfast.linear.v1.PutEndpointRequest
-	7,   // 97: holdfast.linear.v1.LinearService.ListEndpoints:input_type -> holdfast.linear.v1.ListEndpointsRequest
-	9,   // 98: holdfast.linear.v1.LinearService.DeleteEndpoint:input_type -> holdfast.linear.v1.DeleteEndpointRequest
-	28,  // 99: holdfast.linear.v1.LinearService.ListIssues:input_type -> holdfast.linear.v1.ListIssuesRequest
-	30,  // 100: holdfast.linear.v1.LinearService.ListComments:input_type -> holdfast.linear.v1.ListCommentsRequest
-	33,  // 101: holdfast.linear.v1.LinearService.ListAttachments:input_type -> holdfast.linear.v1.ListAttachmentsRequest
-	35,  // 102: holdfast.linear.v1.LinearService.ListIssueHistory:input_type -> holdfast.linear.v1.ListIssueHistoryRequest
-	37,  // 103: holdfast.linear.v1.LinearService.ListAgentSessions:input_type -> holdfast.linear.v1.ListAgentSessionsRequest
-	40,  // 104: holdfast.linear.v1.LinearService.ListAgentActivities:input_type -> holdfast.linear.v1.ListAgentActivitiesRequest
-	42,  // 105: holdfast.linear.v1.LinearService.PutIssues:input_type -> holdfast.linear.v1.PutIssuesRequest
-	6,   // 106: holdfast.linear.v1.LinearService.PutEndpoint:output_type -> holdfast.linear.v1.PutEndpointResponse
-	8,   // 107: holdfast.linear.v1.LinearService.ListEndpoints:output_type -> holdfast.linear.v1.ListEndpointsResponse
-	10,  // 108: holdfast.linear.v1.LinearService.DeleteEndpoint:output_type -> holdfast.linear.v1.DeleteEndpointResponse
-	29,  // 109: holdfast.linear.v1.LinearService.ListIssues:output_type -> holdfast.linear.v1.ListIssuesResponse
-	31,  // 110: holdfast.linear.v1.LinearService.ListComments:output_type -> holdfast.linear.v1.ListCommentsResponse
-	34,  // 111: holdfast.linear.v1.LinearService.ListAttachments:output_type -> holdfast.linear.v1.ListAttachmentsResponse
-	36,  // 112: holdfast.linear.v1.LinearService.ListIssueHistory:output_type -> holdfast.linear.v1.ListIssueHistoryResponse
-	38,  // 113: holdfast.linear.v1.LinearService.ListAgentSessions:output_type -> holdfast.linear.v1.ListAgentSessionsResponse
-	41,  // 114: holdfast.linear.v1.LinearService.ListAgentActivities:output_type -> holdfast.linear.v1.ListAgentActivitiesResponse
-	43,  // 115: holdfast.linear.v1.LinearService.PutIssues:output_type -> holdfast.linear.v1.PutIssuesResponse
-	106, // [106:116] is the sub-list for method output_type
-	96,  // [96:106] is the sub-list for method input_type
-	96,  // [96:96] is the sub-list for extension type_name
-	96,  // [96:96] is the sub-list for extension extendee
-	0,   // [0:96] is the sub-list for field type_name
+	56,  // 0: holdfast.linear.v1.Endpoint.create_time:type_name -> google.protobuf.Timestamp
+	56,  // 1: holdfast.linear.v1.Endpoint.update_time:type_name -> google.protobuf.Timestamp
+	56,  // 2: holdfast.linear.v1.Endpoint.expire_time:type_name -> google.protobuf.Timestamp
+	55,  // 3: holdfast.linear.v1.Endpoint.labels:type_name -> holdfast.linear.v1.Endpoint.LabelsEntry
+	4,   // 4: holdfast.linear.v1.Endpoint.secrets:type_name -> holdfast.linear.v1.SecretInfo
+	4,   // 5: holdfast.linear.v1.Endpoint.api_key:type_name -> holdfast.linear.v1.SecretInfo
+	57,  // 6: holdfast.linear.v1.Endpoint.replay_window:type_name -> google.protobuf.Duration
+	5,   // 7: holdfast.linear.v1.Endpoint.sync:type_name -> holdfast.linear.v1.SyncStatus
+	56,  // 8: holdfast.linear.v1.SecretInfo.create_time:type_name -> google.protobuf.Timestamp
+	56,  // 9: holdfast.linear.v1.SyncStatus.high_water_time:type_name -> google.protobuf.Timestamp
+	56,  // 10: holdfast.linear.v1.SyncStatus.complete_time:type_name -> google.protobuf.Timestamp
+	56,  // 11: holdfast.linear.v1.SyncStatus.not_before:type_name -> google.protobuf.Timestamp
+	6,   // 12: holdfast.linear.v1.SyncStatus.lists:type_name -> holdfast.linear.v1.SyncListStatus
+	56,  // 13: holdfast.linear.v1.SyncListStatus.high_water_time:type_name -> google.protobuf.Timestamp
+	56,  // 14: holdfast.linear.v1.SyncListStatus.not_before:type_name -> google.protobuf.Timestamp
+	3,   // 15: holdfast.linear.v1.PutEndpointRequest.endpoint:type_name -> holdfast.linear.v1.Endpoint
+	58,  // 16: holdfast.linear.v1.PutEndpointRequest.update_mask:type_name -> google.protobuf.FieldMask
+	56,  // 17: holdfast.linear.v1.PutEndpointRequest.reset_sync_to:type_name -> google.protobuf.Timestamp
+	3,   // 18: holdfast.linear.v1.PutEndpointResponse.endpoint:type_name -> holdfast.linear.v1.Endpoint
+	3,   // 19: holdfast.linear.v1.ListEndpointsResponse.endpoints:type_name -> holdfast.linear.v1.Endpoint
+	56,  // 20: holdfast.linear.v1.Issue.create_time:type_name -> google.protobuf.Timestamp
+	56,  // 21: holdfast.linear.v1.Issue.update_time:type_name -> google.protobuf.Timestamp
+	56,  // 22: holdfast.linear.v1.Issue.expire_time:type_name -> google.protobuf.Timestamp
+	14,  // 23: holdfast.linear.v1.Issue.labels:type_name -> holdfast.linear.v1.Label
+	25,  // 24: holdfast.linear.v1.Issue.state:type_name -> holdfast.linear.v1.WorkflowState
+	26,  // 25: holdfast.linear.v1.Issue.team:type_name -> holdfast.linear.v1.Team
+	27,  // 26: holdfast.linear.v1.Issue.assignee:type_name -> holdfast.linear.v1.Ref
+	27,  // 27: holdfast.linear.v1.Issue.delegate:type_name -> holdfast.linear.v1.Ref
+	27,  // 28: holdfast.linear.v1.Issue.creator:type_name -> holdfast.linear.v1.Ref
+	27,  // 29: holdfast.linear.v1.Issue.project:type_name -> holdfast.linear.v1.Ref
+	27,  // 30: holdfast.linear.v1.Issue.cycle:type_name -> holdfast.linear.v1.Ref
+	27,  // 31: holdfast.linear.v1.Issue.parent:type_name -> holdfast.linear.v1.Ref
+	56,  // 32: holdfast.linear.v1.Issue.linear_create_time:type_name -> google.protobuf.Timestamp
+	56,  // 33: holdfast.linear.v1.Issue.linear_update_time:type_name -> google.protobuf.Timestamp
+	56,  // 34: holdfast.linear.v1.Issue.start_time:type_name -> google.protobuf.Timestamp
+	56,  // 35: holdfast.linear.v1.Issue.complete_time:type_name -> google.protobuf.Timestamp
+	56,  // 36: holdfast.linear.v1.Issue.cancel_time:type_name -> google.protobuf.Timestamp
+	56,  // 37: holdfast.linear.v1.Issue.archive_time:type_name -> google.protobuf.Timestamp
+	56,  // 38: holdfast.linear.v1.Issue.remove_time:type_name -> google.protobuf.Timestamp
+	28,  // 39: holdfast.linear.v1.Issue.payload:type_name -> holdfast.linear.v1.IssuePayload
+	56,  // 40: holdfast.linear.v1.Issue.refetch_time:type_name -> google.protobuf.Timestamp
+	27,  // 41: holdfast.linear.v1.Issue.milestone:type_name -> holdfast.linear.v1.Ref
+	15,  // 42: holdfast.linear.v1.Issue.relations:type_name -> holdfast.linear.v1.IssueRelation
+	48,  // 43: holdfast.linear.v1.Issue.local_changes:type_name -> holdfast.linear.v1.LocalChange
+	27,  // 44: holdfast.linear.v1.IssueRelation.issue:type_name -> holdfast.linear.v1.Ref
+	56,  // 45: holdfast.linear.v1.IssueChange.time:type_name -> google.protobuf.Timestamp
+	17,  // 46: holdfast.linear.v1.IssueChange.actor:type_name -> holdfast.linear.v1.Actor
+	18,  // 47: holdfast.linear.v1.IssueChange.properties:type_name -> holdfast.linear.v1.PropertyChange
+	59,  // 48: holdfast.linear.v1.PropertyChange.from:type_name -> google.protobuf.Value
+	59,  // 49: holdfast.linear.v1.PropertyChange.to:type_name -> google.protobuf.Value
+	56,  // 50: holdfast.linear.v1.Comment.create_time:type_name -> google.protobuf.Timestamp
+	56,  // 51: holdfast.linear.v1.Comment.update_time:type_name -> google.protobuf.Timestamp
+	56,  // 52: holdfast.linear.v1.Comment.expire_time:type_name -> google.protobuf.Timestamp
+	27,  // 53: holdfast.linear.v1.Comment.user:type_name -> holdfast.linear.v1.Ref
+	27,  // 54: holdfast.linear.v1.Comment.external_user:type_name -> holdfast.linear.v1.Ref
+	56,  // 55: holdfast.linear.v1.Comment.edit_time:type_name -> google.protobuf.Timestamp
+	56,  // 56: holdfast.linear.v1.Comment.resolve_time:type_name -> google.protobuf.Timestamp
+	56,  // 57: holdfast.linear.v1.Comment.linear_create_time:type_name -> google.protobuf.Timestamp
+	56,  // 58: holdfast.linear.v1.Comment.linear_update_time:type_name -> google.protobuf.Timestamp
+	56,  // 59: holdfast.linear.v1.Attachment.create_time:type_name -> google.protobuf.Timestamp
+	56,  // 60: holdfast.linear.v1.Attachment.update_time:type_name -> google.protobuf.Timestamp
+	56,  // 61: holdfast.linear.v1.Attachment.expire_time:type_name -> google.protobuf.Timestamp
+	60,  // 62: holdfast.linear.v1.Attachment.metadata:type_name -> google.protobuf.Struct
+	27,  // 63: holdfast.linear.v1.Attachment.creator:type_name -> holdfast.linear.v1.Ref
+	56,  // 64: holdfast.linear.v1.Attachment.linear_create_time:type_name -> google.protobuf.Timestamp
+	56,  // 65: holdfast.linear.v1.Attachment.linear_update_time:type_name -> google.protobuf.Timestamp
+	56,  // 66: holdfast.linear.v1.AgentSession.create_time:type_name -> google.protobuf.Timestamp
+	56,  // 67: holdfast.linear.v1.AgentSession.update_time:type_name -> google.protobuf.Timestamp
+	56,  // 68: holdfast.linear.v1.AgentSession.expire_time:type_name -> google.protobuf.Timestamp
+	27,  // 69: holdfast.linear.v1.AgentSession.creator:type_name -> holdfast.linear.v1.Ref
+	59,  // 70: holdfast.linear.v1.AgentSession.plan:type_name -> google.protobuf.Value
+	22,  // 71: holdfast.linear.v1.AgentSession.external_links:type_name -> holdfast.linear.v1.ExternalLink
+	23,  // 72: holdfast.linear.v1.AgentSession.guidance:type_name -> holdfast.linear.v1.Guidance
+	56,  // 73: holdfast.linear.v1.AgentSession.start_time:type_name -> google.protobuf.Timestamp
+	56,  // 74: holdfast.linear.v1.AgentSession.end_time:type_name -> google.protobuf.Timestamp
+	56,  // 75: holdfast.linear.v1.AgentSession.linear_create_time:type_name -> google.protobuf.Timestamp
+	56,  // 76: holdfast.linear.v1.AgentSession.linear_update_time:type_name -> google.protobuf.Timestamp
+	60,  // 77: holdfast.linear.v1.AgentActivity.signal_metadata:type_name -> google.protobuf.Struct
+	27,  // 78: holdfast.linear.v1.AgentActivity.user:type_name -> holdfast.linear.v1.Ref
+	56,  // 79: holdfast.linear.v1.AgentActivity.linear_create_time:type_name -> google.protobuf.Timestamp
+	56,  // 80: holdfast.linear.v1.AgentActivity.linear_update_time:type_name -> google.protobuf.Timestamp
+	60,  // 81: holdfast.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
+	56,  // 82: holdfast.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
+	56,  // 83: holdfast.linear.v1.IssueFilter.updated_since:type_name -> google.protobuf.Timestamp
+	29,  // 84: holdfast.linear.v1.ListIssuesRequest.filter:type_name -> holdfast.linear.v1.IssueFilter
+	0,   // 85: holdfast.linear.v1.ListIssuesRequest.order:type_name -> holdfast.linear.v1.IssueOrder
+	13,  // 86: holdfast.linear.v1.ListIssuesResponse.issues:type_name -> holdfast.linear.v1.Issue
+	34,  // 87: holdfast.linear.v1.ListCommentsRequest.filter:type_name -> holdfast.linear.v1.CommentFilter
+	19,  // 88: holdfast.linear.v1.ListCommentsResponse.comments:type_name -> holdfast.linear.v1.Comment
+	20,  // 89: holdfast.linear.v1.ListAttachmentsResponse.attachments:type_name -> holdfast.linear.v1.Attachment
+	16,  // 90: holdfast.linear.v1.ListIssueHistoryResponse.changes:type_name -> holdfast.linear.v1.IssueChange
+	41,  // 91: holdfast.linear.v1.ListAgentSessionsRequest.filter:type_name -> holdfast.linear.v1.AgentSessionFilter
+	21,  // 92: holdfast.linear.v1.ListAgentSessionsResponse.agent_sessions:type_name -> holdfast.linear.v1.AgentSession
+	24,  // 93: holdfast.linear.v1.ListAgentActivitiesResponse.activities:type_name -> holdfast.linear.v1.AgentActivity
+	60,  // 94: holdfast.linear.v1.PutIssuesRequest.issues:type_name -> google.protobuf.Struct
+	46,  // 95: holdfast.linear.v1.PutIssuesResponse.results:type_name -> holdfast.linear.v1.PutIssueResult
+	61,  // 96: holdfast.linear.v1.PutIssueResult.problem:type_name -> holdfast.error.v1.Problem
+	1,   // 97: holdfast.linear.v1.LocalChange.type:type_name -> holdfast.linear.v1.LocalChangeType
+	2,   // 98: holdfast.linear.v1.LocalChange.status:type_name -> holdfast.linear.v1.LocalChangeStatus
+	47,  // 99: holdfast.linear.v1.LocalChange.edit:type_name -> holdfast.linear.v1.IssueEdit
+	56,  // 100: holdfast.linear.v1.LocalChange.request_time:type_name -> google.protobuf.Timestamp
+	56,  // 101: holdfast.linear.v1.LocalChange.not_before:type_name -> google.protobuf.Timestamp
+	56,  // 102: holdfast.linear.v1.LocalChange.accept_time:type_name -> google.protobuf.Timestamp
+	47,  // 103: holdfast.linear.v1.CreateIssueRequest.edit:type_name -> holdfast.linear.v1.IssueEdit
+	13,  // 104: holdfast.linear.v1.CreateIssueResponse.issue:type_name -> holdfast.linear.v1.Issue
+	47,  // 105: holdfast.linear.v1.UpdateIssueRequest.edit:type_name -> holdfast.linear.v1.IssueEdit
+	58,  // 106: holdfast.linear.v1.UpdateIssueRequest.update_mask:type_name -> google.protobuf.FieldMask
+	13,  // 107: holdfast.linear.v1.UpdateIssueResponse.issue:type_name -> holdfast.linear.v1.Issue
+	13,  // 108: holdfast.linear.v1.CommentOnIssueResponse.issue:type_name -> holdfast.linear.v1.Issue
+	7,   // 109: holdfast.linear.v1.LinearService.PutEndpoint:input_type -> holdfast.linear.v1.PutEndpointRequest
+	9,   // 110: holdfast.linear.v1.LinearService.ListEndpoints:input_type -> holdfast.linear.v1.ListEndpointsRequest
+	11,  // 111: holdfast.linear.v1.LinearService.DeleteEndpoint:input_type -> holdfast.linear.v1.DeleteEndpointRequest
+	30,  // 112: holdfast.linear.v1.LinearService.ListIssues:input_type -> holdfast.linear.v1.ListIssuesRequest
+	32,  // 113: holdfast.linear.v1.LinearService.ListComments:input_type -> holdfast.linear.v1.ListCommentsRequest
+	35,  // 114: holdfast.linear.v1.LinearService.ListAttachments:input_type -> holdfast.linear.v1.ListAttachmentsRequest
+	37,  // 115: holdfast.linear.v1.LinearService.ListIssueHistory:input_type -> holdfast.linear.v1.ListIssueHistoryRequest
+	39,  // 116: holdfast.linear.v1.LinearService.ListAgentSessions:input_type -> holdfast.linear.v1.ListAgentSessionsRequest
+	42,  // 117: holdfast.linear.v1.LinearService.ListAgentActivities:input_type -> holdfast.linear.v1.ListAgentActivitiesRequest
+	44,  // 118: holdfast.linear.v1.LinearService.PutIssues:input_type -> holdfast.linear.v1.PutIssuesRequest
+	49,  // 119: holdfast.linear.v1.LinearService.CreateIssue:input_type -> holdfast.linear.v1.CreateIssueRequest
+	51,  // 120: holdfast.linear.v1.LinearService.UpdateIssue:input_type -> holdfast.linear.v1.UpdateIssueRequest
+	53,  // 121: holdfast.linear.v1.LinearService.CommentOnIssue:input_type -> holdfast.linear.v1.CommentOnIssueRequest
+	8,   // 122: holdfast.linear.v1.LinearService.PutEndpoint:output_type -> holdfast.linear.v1.PutEndpointResponse
+	10,  // 123: holdfast.linear.v1.LinearService.ListEndpoints:output_type -> holdfast.linear.v1.ListEndpointsResponse
+	12,  // 124: holdfast.linear.v1.LinearService.DeleteEndpoint:output_type -> holdfast.linear.v1.DeleteEndpointResponse
+	31,  // 125: holdfast.linear.v1.LinearService.ListIssues:output_type -> holdfast.linear.v1.ListIssuesResponse
+	33,  // 126: holdfast.linear.v1.LinearService.ListComments:output_type -> holdfast.linear.v1.ListCommentsResponse
+	36,  // 127: holdfast.linear.v1.LinearService.ListAttachments:output_type -> holdfast.linear.v1.ListAttachmentsResponse
+	38,  // 128: holdfast.linear.v1.LinearService.ListIssueHistory:output_type -> holdfast.linear.v1.ListIssueHistoryResponse
+	40,  // 129: holdfast.linear.v1.LinearService.ListAgentSessions:output_type -> holdfast.linear.v1.ListAgentSessionsResponse
+	43,  // 130: holdfast.linear.v1.LinearService.ListAgentActivities:output_type -> holdfast.linear.v1.ListAgentActivitiesResponse
+	45,  // 131: holdfast.linear.v1.LinearService.PutIssues:output_type -> holdfast.linear.v1.PutIssuesResponse
+	50,  // 132: holdfast.linear.v1.LinearService.CreateIssue:output_type -> holdfast.linear.v1.CreateIssueResponse
+	52,  // 133: holdfast.linear.v1.LinearService.UpdateIssue:output_type -> holdfast.linear.v1.UpdateIssueResponse
+	54,  // 134: holdfast.linear.v1.LinearService.CommentOnIssue:output_type -> holdfast.linear.v1.CommentOnIssueResponse
+	122, // [122:135] is the sub-list for method output_type
+	109, // [109:122] is the sub-list for method input_type
+	109, // [109:109] is the sub-list for extension type_name
+	109, // [109:109] is the sub-list for extension extendee
+	0,   // [0:109] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_linear_v1_service_proto_init() }
@@ -4655,13 +5624,16 @@ func file_holdfast_linear_v1_service_proto_init() {
 	file_holdfast_linear_v1_service_proto_msgTypes[4].OneofWrappers = []any{}
 	file_holdfast_linear_v1_service_proto_msgTypes[8].OneofWrappers = []any{}
 	file_holdfast_linear_v1_service_proto_msgTypes[41].OneofWrappers = []any{}
+	file_holdfast_linear_v1_service_proto_msgTypes[46].OneofWrappers = []any{}
+	file_holdfast_linear_v1_service_proto_msgTypes[48].OneofWrappers = []any{}
+	file_holdfast_linear_v1_service_proto_msgTypes[50].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_linear_v1_service_proto_rawDesc), len(file_holdfast_linear_v1_service_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   45,
+			NumEnums:      3,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

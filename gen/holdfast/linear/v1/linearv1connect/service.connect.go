@@ -62,6 +62,15 @@ const (
 	LinearServiceListAgentActivitiesProcedure = "/holdfast.linear.v1.LinearService/ListAgentActivities"
 	// LinearServicePutIssuesProcedure is the fully-qualified name of the LinearService's PutIssues RPC.
 	LinearServicePutIssuesProcedure = "/holdfast.linear.v1.LinearService/PutIssues"
+	// LinearServiceCreateIssueProcedure is the fully-qualified name of the LinearService's CreateIssue
+	// RPC.
+	LinearServiceCreateIssueProcedure = "/holdfast.linear.v1.LinearService/CreateIssue"
+	// LinearServiceUpdateIssueProcedure is the fully-qualified name of the LinearService's UpdateIssue
+	// RPC.
+	LinearServiceUpdateIssueProcedure = "/holdfast.linear.v1.LinearService/UpdateIssue"
+	// LinearServiceCommentOnIssueProcedure is the fully-qualified name of the LinearService's
+	// CommentOnIssue RPC.
+	LinearServiceCommentOnIssueProcedure = "/holdfast.linear.v1.LinearService/CommentOnIssue"
 )
 
 // LinearServiceClient is a client for the holdfast.linear.v1.LinearService service.
@@ -120,6 +129,25 @@ type LinearServiceClient interface {
 	//	 "title": "Login fails", "updatedAt": "2026-11-23T04:00:00.000Z",
 	//	 "state": {"id": "s1", "name": "Todo", "type": "unstarted"}, "team": {"id": "t1", "key": "ENG"}}]}
 	PutIssues(context.Context, *v1.PutIssuesRequest) (*v1.PutIssuesResponse, error)
+	// CreateIssue has an issue made in Linear. It answers at once: the issue is there, with the change among its local_changes, and is sent
+	// with the API key of the endpoint as soon as Linear's limits let it. It happens once, also where a server dies on the way: the id that it
+	// is made with is the server's. What Linear refuses is REFUSED, with the reason, and the issue is removed again; ask for it by its id.
+	//
+	//	{"requestId": "n-1", "edit": {"teamId": "t1", "title": "Logout fails", "priority": 2}}
+	CreateIssue(context.Context, *v1.CreateIssueRequest) (*v1.CreateIssueResponse, error)
+	// UpdateIssue has an issue changed in Linear. It answers at once: the issue has the new values and the change among its local_changes,
+	// until Linear confirms it by a webhook or the sync. What Linear refuses is undone, and its change is REFUSED, with the reason. Changes of an issue are sent
+	// one after the other. Of one that may have been made, as no answer came, Linear is asked: it is sent again only where the issue is as it was.
+	//
+	// What is set in `edit` is set. What update_mask names is replaced, or cleared where the edit does not have it.
+	//
+	//	{"requestId": "u-1", "issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "edit": {"stateId": "s2", "addLabelIds": ["l1"]}}
+	UpdateIssue(context.Context, *v1.UpdateIssueRequest) (*v1.UpdateIssueResponse, error)
+	// CommentOnIssue has a comment made in Linear. It answers at once with the id that the comment will have; until Linear has confirmed it, it is
+	// among the issue's local_changes. It happens once.
+	//
+	//	{"requestId": "c-1", "issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "body": "On it."}
+	CommentOnIssue(context.Context, *v1.CommentOnIssueRequest) (*v1.CommentOnIssueResponse, error)
 }
 
 // NewLinearServiceClient constructs a client for the holdfast.linear.v1.LinearService service. By
@@ -199,6 +227,24 @@ func NewLinearServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(linearServiceMethods.ByName("PutIssues")),
 			connect.WithClientOptions(opts...),
 		),
+		createIssue: connect.NewClient[v1.CreateIssueRequest, v1.CreateIssueResponse](
+			httpClient,
+			baseURL+LinearServiceCreateIssueProcedure,
+			connect.WithSchema(linearServiceMethods.ByName("CreateIssue")),
+			connect.WithClientOptions(opts...),
+		),
+		updateIssue: connect.NewClient[v1.UpdateIssueRequest, v1.UpdateIssueResponse](
+			httpClient,
+			baseURL+LinearServiceUpdateIssueProcedure,
+			connect.WithSchema(linearServiceMethods.ByName("UpdateIssue")),
+			connect.WithClientOptions(opts...),
+		),
+		commentOnIssue: connect.NewClient[v1.CommentOnIssueRequest, v1.CommentOnIssueResponse](
+			httpClient,
+			baseURL+LinearServiceCommentOnIssueProcedure,
+			connect.WithSchema(linearServiceMethods.ByName("CommentOnIssue")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -214,6 +260,9 @@ type linearServiceClient struct {
 	listAgentSessions   *connect.Client[v1.ListAgentSessionsRequest, v1.ListAgentSessionsResponse]
 	listAgentActivities *connect.Client[v1.ListAgentActivitiesRequest, v1.ListAgentActivitiesResponse]
 	putIssues           *connect.Client[v1.PutIssuesRequest, v1.PutIssuesResponse]
+	createIssue         *connect.Client[v1.CreateIssueRequest, v1.CreateIssueResponse]
+	updateIssue         *connect.Client[v1.UpdateIssueRequest, v1.UpdateIssueResponse]
+	commentOnIssue      *connect.Client[v1.CommentOnIssueRequest, v1.CommentOnIssueResponse]
 }
 
 // PutEndpoint calls holdfast.linear.v1.LinearService.PutEndpoint.
@@ -306,6 +355,33 @@ func (c *linearServiceClient) PutIssues(ctx context.Context, req *v1.PutIssuesRe
 	return nil, err
 }
 
+// CreateIssue calls holdfast.linear.v1.LinearService.CreateIssue.
+func (c *linearServiceClient) CreateIssue(ctx context.Context, req *v1.CreateIssueRequest) (*v1.CreateIssueResponse, error) {
+	response, err := c.createIssue.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// UpdateIssue calls holdfast.linear.v1.LinearService.UpdateIssue.
+func (c *linearServiceClient) UpdateIssue(ctx context.Context, req *v1.UpdateIssueRequest) (*v1.UpdateIssueResponse, error) {
+	response, err := c.updateIssue.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CommentOnIssue calls holdfast.linear.v1.LinearService.CommentOnIssue.
+func (c *linearServiceClient) CommentOnIssue(ctx context.Context, req *v1.CommentOnIssueRequest) (*v1.CommentOnIssueResponse, error) {
+	response, err := c.commentOnIssue.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // LinearServiceHandler is an implementation of the holdfast.linear.v1.LinearService service.
 type LinearServiceHandler interface {
 	// PutEndpoint makes the address for a Linear workspace's webhook, `POST <path>` of the answer, or changes one. The server makes
@@ -362,6 +438,25 @@ type LinearServiceHandler interface {
 	//	 "title": "Login fails", "updatedAt": "2026-11-23T04:00:00.000Z",
 	//	 "state": {"id": "s1", "name": "Todo", "type": "unstarted"}, "team": {"id": "t1", "key": "ENG"}}]}
 	PutIssues(context.Context, *v1.PutIssuesRequest) (*v1.PutIssuesResponse, error)
+	// CreateIssue has an issue made in Linear. It answers at once: the issue is there, with the change among its local_changes, and is sent
+	// with the API key of the endpoint as soon as Linear's limits let it. It happens once, also where a server dies on the way: the id that it
+	// is made with is the server's. What Linear refuses is REFUSED, with the reason, and the issue is removed again; ask for it by its id.
+	//
+	//	{"requestId": "n-1", "edit": {"teamId": "t1", "title": "Logout fails", "priority": 2}}
+	CreateIssue(context.Context, *v1.CreateIssueRequest) (*v1.CreateIssueResponse, error)
+	// UpdateIssue has an issue changed in Linear. It answers at once: the issue has the new values and the change among its local_changes,
+	// until Linear confirms it by a webhook or the sync. What Linear refuses is undone, and its change is REFUSED, with the reason. Changes of an issue are sent
+	// one after the other. Of one that may have been made, as no answer came, Linear is asked: it is sent again only where the issue is as it was.
+	//
+	// What is set in `edit` is set. What update_mask names is replaced, or cleared where the edit does not have it.
+	//
+	//	{"requestId": "u-1", "issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "edit": {"stateId": "s2", "addLabelIds": ["l1"]}}
+	UpdateIssue(context.Context, *v1.UpdateIssueRequest) (*v1.UpdateIssueResponse, error)
+	// CommentOnIssue has a comment made in Linear. It answers at once with the id that the comment will have; until Linear has confirmed it, it is
+	// among the issue's local_changes. It happens once.
+	//
+	//	{"requestId": "c-1", "issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "body": "On it."}
+	CommentOnIssue(context.Context, *v1.CommentOnIssueRequest) (*v1.CommentOnIssueResponse, error)
 }
 
 // NewLinearServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -437,6 +532,24 @@ func NewLinearServiceHandler(svc LinearServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(linearServiceMethods.ByName("PutIssues")),
 		connect.WithHandlerOptions(opts...),
 	)
+	linearServiceCreateIssueHandler := connect.NewUnaryHandlerSimple(
+		LinearServiceCreateIssueProcedure,
+		svc.CreateIssue,
+		connect.WithSchema(linearServiceMethods.ByName("CreateIssue")),
+		connect.WithHandlerOptions(opts...),
+	)
+	linearServiceUpdateIssueHandler := connect.NewUnaryHandlerSimple(
+		LinearServiceUpdateIssueProcedure,
+		svc.UpdateIssue,
+		connect.WithSchema(linearServiceMethods.ByName("UpdateIssue")),
+		connect.WithHandlerOptions(opts...),
+	)
+	linearServiceCommentOnIssueHandler := connect.NewUnaryHandlerSimple(
+		LinearServiceCommentOnIssueProcedure,
+		svc.CommentOnIssue,
+		connect.WithSchema(linearServiceMethods.ByName("CommentOnIssue")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/holdfast.linear.v1.LinearService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case LinearServicePutEndpointProcedure:
@@ -459,6 +572,12 @@ func NewLinearServiceHandler(svc LinearServiceHandler, opts ...connect.HandlerOp
 			linearServiceListAgentActivitiesHandler.ServeHTTP(w, r)
 		case LinearServicePutIssuesProcedure:
 			linearServicePutIssuesHandler.ServeHTTP(w, r)
+		case LinearServiceCreateIssueProcedure:
+			linearServiceCreateIssueHandler.ServeHTTP(w, r)
+		case LinearServiceUpdateIssueProcedure:
+			linearServiceUpdateIssueHandler.ServeHTTP(w, r)
+		case LinearServiceCommentOnIssueProcedure:
+			linearServiceCommentOnIssueHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -506,4 +625,16 @@ func (UnimplementedLinearServiceHandler) ListAgentActivities(context.Context, *v
 
 func (UnimplementedLinearServiceHandler) PutIssues(context.Context, *v1.PutIssuesRequest) (*v1.PutIssuesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.linear.v1.LinearService.PutIssues is not implemented"))
+}
+
+func (UnimplementedLinearServiceHandler) CreateIssue(context.Context, *v1.CreateIssueRequest) (*v1.CreateIssueResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.linear.v1.LinearService.CreateIssue is not implemented"))
+}
+
+func (UnimplementedLinearServiceHandler) UpdateIssue(context.Context, *v1.UpdateIssueRequest) (*v1.UpdateIssueResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.linear.v1.LinearService.UpdateIssue is not implemented"))
+}
+
+func (UnimplementedLinearServiceHandler) CommentOnIssue(context.Context, *v1.CommentOnIssueRequest) (*v1.CommentOnIssueResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.linear.v1.LinearService.CommentOnIssue is not implemented"))
 }

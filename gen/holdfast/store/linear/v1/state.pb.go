@@ -27,6 +27,115 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// LocalChangeType is what a change does. Its names and numbers are those of holdfast.linear.v1.LocalChangeType.
+type LocalChangeType int32
+
+const (
+	LocalChangeType_LOCAL_CHANGE_TYPE_UNSPECIFIED LocalChangeType = 0
+	LocalChangeType_LOCAL_CHANGE_TYPE_CREATE      LocalChangeType = 1
+	LocalChangeType_LOCAL_CHANGE_TYPE_UPDATE      LocalChangeType = 2
+	LocalChangeType_LOCAL_CHANGE_TYPE_COMMENT     LocalChangeType = 3
+)
+
+// Enum value maps for LocalChangeType.
+var (
+	LocalChangeType_name = map[int32]string{
+		0: "LOCAL_CHANGE_TYPE_UNSPECIFIED",
+		1: "LOCAL_CHANGE_TYPE_CREATE",
+		2: "LOCAL_CHANGE_TYPE_UPDATE",
+		3: "LOCAL_CHANGE_TYPE_COMMENT",
+	}
+	LocalChangeType_value = map[string]int32{
+		"LOCAL_CHANGE_TYPE_UNSPECIFIED": 0,
+		"LOCAL_CHANGE_TYPE_CREATE":      1,
+		"LOCAL_CHANGE_TYPE_UPDATE":      2,
+		"LOCAL_CHANGE_TYPE_COMMENT":     3,
+	}
+)
+
+func (x LocalChangeType) Enum() *LocalChangeType {
+	p := new(LocalChangeType)
+	*p = x
+	return p
+}
+
+func (x LocalChangeType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LocalChangeType) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_store_linear_v1_state_proto_enumTypes[0].Descriptor()
+}
+
+func (LocalChangeType) Type() protoreflect.EnumType {
+	return &file_holdfast_store_linear_v1_state_proto_enumTypes[0]
+}
+
+func (x LocalChangeType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LocalChangeType.Descriptor instead.
+func (LocalChangeType) EnumDescriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{0}
+}
+
+// LocalChangeStatus is how far a change is. Its names and numbers are those of holdfast.linear.v1.LocalChangeStatus.
+type LocalChangeStatus int32
+
+const (
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_UNSPECIFIED LocalChangeStatus = 0
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_PENDING     LocalChangeStatus = 1
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_SENDING     LocalChangeStatus = 2
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_ACCEPTED    LocalChangeStatus = 3
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_REFUSED     LocalChangeStatus = 4
+)
+
+// Enum value maps for LocalChangeStatus.
+var (
+	LocalChangeStatus_name = map[int32]string{
+		0: "LOCAL_CHANGE_STATUS_UNSPECIFIED",
+		1: "LOCAL_CHANGE_STATUS_PENDING",
+		2: "LOCAL_CHANGE_STATUS_SENDING",
+		3: "LOCAL_CHANGE_STATUS_ACCEPTED",
+		4: "LOCAL_CHANGE_STATUS_REFUSED",
+	}
+	LocalChangeStatus_value = map[string]int32{
+		"LOCAL_CHANGE_STATUS_UNSPECIFIED": 0,
+		"LOCAL_CHANGE_STATUS_PENDING":     1,
+		"LOCAL_CHANGE_STATUS_SENDING":     2,
+		"LOCAL_CHANGE_STATUS_ACCEPTED":    3,
+		"LOCAL_CHANGE_STATUS_REFUSED":     4,
+	}
+)
+
+func (x LocalChangeStatus) Enum() *LocalChangeStatus {
+	p := new(LocalChangeStatus)
+	*p = x
+	return p
+}
+
+func (x LocalChangeStatus) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LocalChangeStatus) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_store_linear_v1_state_proto_enumTypes[1].Descriptor()
+}
+
+func (LocalChangeStatus) Type() protoreflect.EnumType {
+	return &file_holdfast_store_linear_v1_state_proto_enumTypes[1]
+}
+
+func (x LocalChangeStatus) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LocalChangeStatus.Descriptor instead.
+func (LocalChangeStatus) EnumDescriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{1}
+}
+
 // IssueState is the document of one object of the kind "linear_issue": what is worth querying of an issue. Its id is Linear's
 // UUID. What Linear sent is the entry "issue" of the collection "raw", and what changed are the entries of the collection "history".
 type IssueState struct {
@@ -73,10 +182,12 @@ type IssueState struct {
 	RefetchCount int32                  `protobuf:"varint,31,opt,name=refetch_count,json=refetchCount,proto3" json:"refetch_count,omitempty"`
 	RefetchTime  *timestamppb.Timestamp `protobuf:"bytes,32,opt,name=refetch_time,json=refetchTime,proto3" json:"refetch_time,omitempty"`
 	// The endpoint's API key does not see the issue: only webhooks report it.
-	Unseen        bool             `protobuf:"varint,33,opt,name=unseen,proto3" json:"unseen,omitempty"`
-	Milestone     *Ref             `protobuf:"bytes,34,opt,name=milestone,proto3" json:"milestone,omitempty"`
-	BranchName    string           `protobuf:"bytes,35,opt,name=branch_name,json=branchName,proto3" json:"branch_name,omitempty"`
-	Relations     []*IssueRelation `protobuf:"bytes,36,rep,name=relations,proto3" json:"relations,omitempty"`
+	Unseen     bool             `protobuf:"varint,33,opt,name=unseen,proto3" json:"unseen,omitempty"`
+	Milestone  *Ref             `protobuf:"bytes,34,opt,name=milestone,proto3" json:"milestone,omitempty"`
+	BranchName string           `protobuf:"bytes,35,opt,name=branch_name,json=branchName,proto3" json:"branch_name,omitempty"`
+	Relations  []*IssueRelation `protobuf:"bytes,36,rep,name=relations,proto3" json:"relations,omitempty"`
+	// What was asked for here, in that order, and Linear has not confirmed or has refused.
+	LocalChanges  []*LocalChange `protobuf:"bytes,37,rep,name=local_changes,json=localChanges,proto3" json:"local_changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -359,6 +470,13 @@ func (x *IssueState) GetBranchName() string {
 func (x *IssueState) GetRelations() []*IssueRelation {
 	if x != nil {
 		return x.Relations
+	}
+	return nil
+}
+
+func (x *IssueState) GetLocalChanges() []*LocalChange {
+	if x != nil {
+		return x.LocalChanges
 	}
 	return nil
 }
@@ -1636,6 +1754,314 @@ func (x *Ref) GetNamedMs() int64 {
 	return 0
 }
 
+// IssueEdit is what can be written of an issue, as holdfast.linear.v1.IssueEdit has it.
+type IssueEdit struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Title          string                 `protobuf:"bytes,1,opt,name=title,proto3" json:"title,omitempty"`
+	Description    string                 `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
+	Priority       int32                  `protobuf:"varint,3,opt,name=priority,proto3" json:"priority,omitempty"`
+	Estimate       int32                  `protobuf:"varint,4,opt,name=estimate,proto3" json:"estimate,omitempty"`
+	DueDate        string                 `protobuf:"bytes,5,opt,name=due_date,json=dueDate,proto3" json:"due_date,omitempty"`
+	StateId        string                 `protobuf:"bytes,6,opt,name=state_id,json=stateId,proto3" json:"state_id,omitempty"`
+	TeamId         string                 `protobuf:"bytes,7,opt,name=team_id,json=teamId,proto3" json:"team_id,omitempty"`
+	AssigneeId     string                 `protobuf:"bytes,8,opt,name=assignee_id,json=assigneeId,proto3" json:"assignee_id,omitempty"`
+	DelegateId     string                 `protobuf:"bytes,9,opt,name=delegate_id,json=delegateId,proto3" json:"delegate_id,omitempty"`
+	ProjectId      string                 `protobuf:"bytes,10,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	CycleId        string                 `protobuf:"bytes,11,opt,name=cycle_id,json=cycleId,proto3" json:"cycle_id,omitempty"`
+	ParentId       string                 `protobuf:"bytes,12,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	AddLabelIds    []string               `protobuf:"bytes,13,rep,name=add_label_ids,json=addLabelIds,proto3" json:"add_label_ids,omitempty"`
+	RemoveLabelIds []string               `protobuf:"bytes,14,rep,name=remove_label_ids,json=removeLabelIds,proto3" json:"remove_label_ids,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *IssueEdit) Reset() {
+	*x = IssueEdit{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueEdit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueEdit) ProtoMessage() {}
+
+func (x *IssueEdit) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueEdit.ProtoReflect.Descriptor instead.
+func (*IssueEdit) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *IssueEdit) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *IssueEdit) GetEstimate() int32 {
+	if x != nil {
+		return x.Estimate
+	}
+	return 0
+}
+
+func (x *IssueEdit) GetDueDate() string {
+	if x != nil {
+		return x.DueDate
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetStateId() string {
+	if x != nil {
+		return x.StateId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetTeamId() string {
+	if x != nil {
+		return x.TeamId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetAssigneeId() string {
+	if x != nil {
+		return x.AssigneeId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetDelegateId() string {
+	if x != nil {
+		return x.DelegateId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetProjectId() string {
+	if x != nil {
+		return x.ProjectId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetCycleId() string {
+	if x != nil {
+		return x.CycleId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetParentId() string {
+	if x != nil {
+		return x.ParentId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetAddLabelIds() []string {
+	if x != nil {
+		return x.AddLabelIds
+	}
+	return nil
+}
+
+func (x *IssueEdit) GetRemoveLabelIds() []string {
+	if x != nil {
+		return x.RemoveLabelIds
+	}
+	return nil
+}
+
+// LocalChange is a change that was asked for here and that Linear has not confirmed.
+type LocalChange struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	ChangeId        string                 `protobuf:"bytes,1,opt,name=change_id,json=changeId,proto3" json:"change_id,omitempty"`
+	Type            LocalChangeType        `protobuf:"varint,2,opt,name=type,proto3,enum=holdfast.store.linear.v1.LocalChangeType" json:"type,omitempty"`
+	Status          LocalChangeStatus      `protobuf:"varint,3,opt,name=status,proto3,enum=holdfast.store.linear.v1.LocalChangeStatus" json:"status,omitempty"`
+	Edit            *IssueEdit             `protobuf:"bytes,4,opt,name=edit,proto3" json:"edit,omitempty"`
+	Fields          []string               `protobuf:"bytes,5,rep,name=fields,proto3" json:"fields,omitempty"`
+	Body            string                 `protobuf:"bytes,6,opt,name=body,proto3" json:"body,omitempty"`
+	ParentCommentId string                 `protobuf:"bytes,7,opt,name=parent_comment_id,json=parentCommentId,proto3" json:"parent_comment_id,omitempty"`
+	EndpointId      string                 `protobuf:"bytes,8,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	Error           string                 `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
+	RequestTime     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=request_time,json=requestTime,proto3" json:"request_time,omitempty"`
+	NotBefore       *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	AttemptCount    int32                  `protobuf:"varint,12,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
+	AcceptTime      *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=accept_time,json=acceptTime,proto3" json:"accept_time,omitempty"`
+	// Linear's updatedAt of the issue when the change was sent, as it was known; Unix milliseconds.
+	KnownMs int64 `protobuf:"varint,14,opt,name=known_ms,json=knownMs,proto3" json:"known_ms,omitempty"`
+	// Linear's updatedAt of the issue with the change in it; Unix milliseconds.
+	AcceptedMs    int64 `protobuf:"varint,15,opt,name=accepted_ms,json=acceptedMs,proto3" json:"accepted_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocalChange) Reset() {
+	*x = LocalChange{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocalChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocalChange) ProtoMessage() {}
+
+func (x *LocalChange) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocalChange.ProtoReflect.Descriptor instead.
+func (*LocalChange) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *LocalChange) GetChangeId() string {
+	if x != nil {
+		return x.ChangeId
+	}
+	return ""
+}
+
+func (x *LocalChange) GetType() LocalChangeType {
+	if x != nil {
+		return x.Type
+	}
+	return LocalChangeType_LOCAL_CHANGE_TYPE_UNSPECIFIED
+}
+
+func (x *LocalChange) GetStatus() LocalChangeStatus {
+	if x != nil {
+		return x.Status
+	}
+	return LocalChangeStatus_LOCAL_CHANGE_STATUS_UNSPECIFIED
+}
+
+func (x *LocalChange) GetEdit() *IssueEdit {
+	if x != nil {
+		return x.Edit
+	}
+	return nil
+}
+
+func (x *LocalChange) GetFields() []string {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
+
+func (x *LocalChange) GetBody() string {
+	if x != nil {
+		return x.Body
+	}
+	return ""
+}
+
+func (x *LocalChange) GetParentCommentId() string {
+	if x != nil {
+		return x.ParentCommentId
+	}
+	return ""
+}
+
+func (x *LocalChange) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+func (x *LocalChange) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *LocalChange) GetRequestTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RequestTime
+	}
+	return nil
+}
+
+func (x *LocalChange) GetNotBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotBefore
+	}
+	return nil
+}
+
+func (x *LocalChange) GetAttemptCount() int32 {
+	if x != nil {
+		return x.AttemptCount
+	}
+	return 0
+}
+
+func (x *LocalChange) GetAcceptTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AcceptTime
+	}
+	return nil
+}
+
+func (x *LocalChange) GetKnownMs() int64 {
+	if x != nil {
+		return x.KnownMs
+	}
+	return 0
+}
+
+func (x *LocalChange) GetAcceptedMs() int64 {
+	if x != nil {
+		return x.AcceptedMs
+	}
+	return 0
+}
+
 // IssueStamp orders all words on an issue, so that the newest wins in whatever order they come: by time, then
 // rank, then sent, then hash.
 type IssueStamp struct {
@@ -1658,7 +2084,7 @@ type IssueStamp struct {
 
 func (x *IssueStamp) Reset() {
 	*x = IssueStamp{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[15]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1670,7 +2096,7 @@ func (x *IssueStamp) String() string {
 func (*IssueStamp) ProtoMessage() {}
 
 func (x *IssueStamp) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[15]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1683,7 +2109,7 @@ func (x *IssueStamp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueStamp.ProtoReflect.Descriptor instead.
 func (*IssueStamp) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *IssueStamp) GetTimeMs() int64 {
@@ -1743,7 +2169,7 @@ type IssuePayload struct {
 
 func (x *IssuePayload) Reset() {
 	*x = IssuePayload{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[16]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1755,7 +2181,7 @@ func (x *IssuePayload) String() string {
 func (*IssuePayload) ProtoMessage() {}
 
 func (x *IssuePayload) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[16]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1768,7 +2194,7 @@ func (x *IssuePayload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuePayload.ProtoReflect.Descriptor instead.
 func (*IssuePayload) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *IssuePayload) GetPayload() *structpb.Struct {
@@ -1820,7 +2246,7 @@ type EndpointState struct {
 
 func (x *EndpointState) Reset() {
 	*x = EndpointState{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[17]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1832,7 +2258,7 @@ func (x *EndpointState) String() string {
 func (*EndpointState) ProtoMessage() {}
 
 func (x *EndpointState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[17]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1845,7 +2271,7 @@ func (x *EndpointState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState.ProtoReflect.Descriptor instead.
 func (*EndpointState) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EndpointState) GetLabels() map[string]string {
@@ -1910,7 +2336,7 @@ type SealedSecret struct {
 
 func (x *SealedSecret) Reset() {
 	*x = SealedSecret{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[18]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1922,7 +2348,7 @@ func (x *SealedSecret) String() string {
 func (*SealedSecret) ProtoMessage() {}
 
 func (x *SealedSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[18]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1935,7 +2361,7 @@ func (x *SealedSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedSecret.ProtoReflect.Descriptor instead.
 func (*SealedSecret) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SealedSecret) GetSecretId() string {
@@ -1972,7 +2398,7 @@ type DeliveryState struct {
 
 func (x *DeliveryState) Reset() {
 	*x = DeliveryState{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[19]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1984,7 +2410,7 @@ func (x *DeliveryState) String() string {
 func (*DeliveryState) ProtoMessage() {}
 
 func (x *DeliveryState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[19]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1997,7 +2423,7 @@ func (x *DeliveryState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliveryState.ProtoReflect.Descriptor instead.
 func (*DeliveryState) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeliveryState) GetIssueId() string {
@@ -2060,7 +2486,7 @@ type SyncState struct {
 
 func (x *SyncState) Reset() {
 	*x = SyncState{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[20]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +2498,7 @@ func (x *SyncState) String() string {
 func (*SyncState) ProtoMessage() {}
 
 func (x *SyncState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[20]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +2511,7 @@ func (x *SyncState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncState.ProtoReflect.Descriptor instead.
 func (*SyncState) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SyncState) GetHighWaterTime() *timestamppb.Timestamp {
@@ -2211,7 +2637,7 @@ type SyncList struct {
 
 func (x *SyncList) Reset() {
 	*x = SyncList{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[21]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2223,7 +2649,7 @@ func (x *SyncList) String() string {
 func (*SyncList) ProtoMessage() {}
 
 func (x *SyncList) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[21]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2236,7 +2662,7 @@ func (x *SyncList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncList.ProtoReflect.Descriptor instead.
 func (*SyncList) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SyncList) GetName() string {
@@ -2302,7 +2728,7 @@ type SyncPass struct {
 
 func (x *SyncPass) Reset() {
 	*x = SyncPass{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[22]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +2740,7 @@ func (x *SyncPass) String() string {
 func (*SyncPass) ProtoMessage() {}
 
 func (x *SyncPass) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[22]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2327,7 +2753,7 @@ func (x *SyncPass) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncPass.ProtoReflect.Descriptor instead.
 func (*SyncPass) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SyncPass) GetSinceTime() *timestamppb.Timestamp {
@@ -2383,7 +2809,7 @@ var File_holdfast_store_linear_v1_state_proto protoreflect.FileDescriptor
 
 const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"$holdfast/store/linear/v1/state.proto\x12\x18holdfast.store.linear.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\r\n" +
+	"$holdfast/store/linear/v1/state.proto\x12\x18holdfast.store.linear.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8d\x0e\n" +
 	"\n" +
 	"IssueState\x127\n" +
 	"\x06labels\x18\x01 \x03(\v2\x1f.holdfast.store.linear.v1.LabelR\x06labels\x12\x1e\n" +
@@ -2430,7 +2856,8 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"\tmilestone\x18\" \x01(\v2\x1d.holdfast.store.linear.v1.RefR\tmilestone\x12\x1f\n" +
 	"\vbranch_name\x18# \x01(\tR\n" +
 	"branchName\x12E\n" +
-	"\trelations\x18$ \x03(\v2'.holdfast.store.linear.v1.IssueRelationR\trelations\"\\\n" +
+	"\trelations\x18$ \x03(\v2'.holdfast.store.linear.v1.IssueRelationR\trelations\x12J\n" +
+	"\rlocal_changes\x18% \x03(\v2%.holdfast.store.linear.v1.LocalChangeR\flocalChanges\"\\\n" +
 	"\x05Label\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -2550,7 +2977,47 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"\x03Ref\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
-	"\bnamed_ms\x18\x03 \x01(\x03R\anamedMs\"\x9a\x01\n" +
+	"\bnamed_ms\x18\x03 \x01(\x03R\anamedMs\"\xb1\x03\n" +
+	"\tIssueEdit\x12\x14\n" +
+	"\x05title\x18\x01 \x01(\tR\x05title\x12 \n" +
+	"\vdescription\x18\x02 \x01(\tR\vdescription\x12\x1a\n" +
+	"\bpriority\x18\x03 \x01(\x05R\bpriority\x12\x1a\n" +
+	"\bestimate\x18\x04 \x01(\x05R\bestimate\x12\x19\n" +
+	"\bdue_date\x18\x05 \x01(\tR\adueDate\x12\x19\n" +
+	"\bstate_id\x18\x06 \x01(\tR\astateId\x12\x17\n" +
+	"\ateam_id\x18\a \x01(\tR\x06teamId\x12\x1f\n" +
+	"\vassignee_id\x18\b \x01(\tR\n" +
+	"assigneeId\x12\x1f\n" +
+	"\vdelegate_id\x18\t \x01(\tR\n" +
+	"delegateId\x12\x1d\n" +
+	"\n" +
+	"project_id\x18\n" +
+	" \x01(\tR\tprojectId\x12\x19\n" +
+	"\bcycle_id\x18\v \x01(\tR\acycleId\x12\x1b\n" +
+	"\tparent_id\x18\f \x01(\tR\bparentId\x12\"\n" +
+	"\radd_label_ids\x18\r \x03(\tR\vaddLabelIds\x12(\n" +
+	"\x10remove_label_ids\x18\x0e \x03(\tR\x0eremoveLabelIds\"\x8e\x05\n" +
+	"\vLocalChange\x12\x1b\n" +
+	"\tchange_id\x18\x01 \x01(\tR\bchangeId\x12=\n" +
+	"\x04type\x18\x02 \x01(\x0e2).holdfast.store.linear.v1.LocalChangeTypeR\x04type\x12C\n" +
+	"\x06status\x18\x03 \x01(\x0e2+.holdfast.store.linear.v1.LocalChangeStatusR\x06status\x127\n" +
+	"\x04edit\x18\x04 \x01(\v2#.holdfast.store.linear.v1.IssueEditR\x04edit\x12\x16\n" +
+	"\x06fields\x18\x05 \x03(\tR\x06fields\x12\x12\n" +
+	"\x04body\x18\x06 \x01(\tR\x04body\x12*\n" +
+	"\x11parent_comment_id\x18\a \x01(\tR\x0fparentCommentId\x12\x1f\n" +
+	"\vendpoint_id\x18\b \x01(\tR\n" +
+	"endpointId\x12\x14\n" +
+	"\x05error\x18\t \x01(\tR\x05error\x12=\n" +
+	"\frequest_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\vrequestTime\x129\n" +
+	"\n" +
+	"not_before\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x12#\n" +
+	"\rattempt_count\x18\f \x01(\x05R\fattemptCount\x12;\n" +
+	"\vaccept_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"acceptTime\x12\x19\n" +
+	"\bknown_ms\x18\x0e \x01(\x03R\aknownMs\x12\x1f\n" +
+	"\vaccepted_ms\x18\x0f \x01(\x03R\n" +
+	"acceptedMs\"\x9a\x01\n" +
 	"\n" +
 	"IssueStamp\x12\x17\n" +
 	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs\x12\x12\n" +
@@ -2625,7 +3092,18 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"page_count\x18\x05 \x01(\x05R\tpageCount\x12\x1d\n" +
 	"\n" +
 	"met_cursor\x18\x06 \x01(\tR\tmetCursor\x12\x1c\n" +
-	"\trestarted\x18\a \x01(\bR\trestartedB\xdd\x01\n" +
+	"\trestarted\x18\a \x01(\bR\trestarted*\x8f\x01\n" +
+	"\x0fLocalChangeType\x12!\n" +
+	"\x1dLOCAL_CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18LOCAL_CHANGE_TYPE_CREATE\x10\x01\x12\x1c\n" +
+	"\x18LOCAL_CHANGE_TYPE_UPDATE\x10\x02\x12\x1d\n" +
+	"\x19LOCAL_CHANGE_TYPE_COMMENT\x10\x03*\xbd\x01\n" +
+	"\x11LocalChangeStatus\x12#\n" +
+	"\x1fLOCAL_CHANGE_STATUS_UNSPECIFIED\x10\x00\x12\x1f\n" +
+	"\x1bLOCAL_CHANGE_STATUS_PENDING\x10\x01\x12\x1f\n" +
+	"\x1bLOCAL_CHANGE_STATUS_SENDING\x10\x02\x12 \n" +
+	"\x1cLOCAL_CHANGE_STATUS_ACCEPTED\x10\x03\x12\x1f\n" +
+	"\x1bLOCAL_CHANGE_STATUS_REFUSED\x10\x04B\xdd\x01\n" +
 	"\x1ccom.holdfast.store.linear.v1B\n" +
 	"StateProtoP\x01Z.holdfast/gen/holdfast/store/linear/v1;linearv1\xa2\x02\x03HSL\xaa\x02\x18Holdfast.Store.Linear.V1\xca\x02\x18Holdfast\\Store\\Linear\\V1\xe2\x02$Holdfast\\Store\\Linear\\V1\\GPBMetadata\xea\x02\x1bHoldfast::Store::Linear::V1b\x06proto3"
 
@@ -2641,117 +3119,129 @@ func file_holdfast_store_linear_v1_state_proto_rawDescGZIP() []byte {
 	return file_holdfast_store_linear_v1_state_proto_rawDescData
 }
 
-var file_holdfast_store_linear_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_holdfast_store_linear_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_holdfast_store_linear_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_holdfast_store_linear_v1_state_proto_goTypes = []any{
-	(*IssueState)(nil),            // 0: holdfast.store.linear.v1.IssueState
-	(*Label)(nil),                 // 1: holdfast.store.linear.v1.Label
-	(*IssueRelation)(nil),         // 2: holdfast.store.linear.v1.IssueRelation
-	(*IssueChange)(nil),           // 3: holdfast.store.linear.v1.IssueChange
-	(*Actor)(nil),                 // 4: holdfast.store.linear.v1.Actor
-	(*PropertyChange)(nil),        // 5: holdfast.store.linear.v1.PropertyChange
-	(*CommentState)(nil),          // 6: holdfast.store.linear.v1.CommentState
-	(*AttachmentState)(nil),       // 7: holdfast.store.linear.v1.AttachmentState
-	(*AgentSessionState)(nil),     // 8: holdfast.store.linear.v1.AgentSessionState
-	(*ExternalLink)(nil),          // 9: holdfast.store.linear.v1.ExternalLink
-	(*Guidance)(nil),              // 10: holdfast.store.linear.v1.Guidance
-	(*AgentActivity)(nil),         // 11: holdfast.store.linear.v1.AgentActivity
-	(*WorkflowState)(nil),         // 12: holdfast.store.linear.v1.WorkflowState
-	(*Team)(nil),                  // 13: holdfast.store.linear.v1.Team
-	(*Ref)(nil),                   // 14: holdfast.store.linear.v1.Ref
-	(*IssueStamp)(nil),            // 15: holdfast.store.linear.v1.IssueStamp
-	(*IssuePayload)(nil),          // 16: holdfast.store.linear.v1.IssuePayload
-	(*EndpointState)(nil),         // 17: holdfast.store.linear.v1.EndpointState
-	(*SealedSecret)(nil),          // 18: holdfast.store.linear.v1.SealedSecret
-	(*DeliveryState)(nil),         // 19: holdfast.store.linear.v1.DeliveryState
-	(*SyncState)(nil),             // 20: holdfast.store.linear.v1.SyncState
-	(*SyncList)(nil),              // 21: holdfast.store.linear.v1.SyncList
-	(*SyncPass)(nil),              // 22: holdfast.store.linear.v1.SyncPass
-	nil,                           // 23: holdfast.store.linear.v1.EndpointState.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
-	(*structpb.Value)(nil),        // 25: google.protobuf.Value
-	(*structpb.Struct)(nil),       // 26: google.protobuf.Struct
-	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
+	(LocalChangeType)(0),          // 0: holdfast.store.linear.v1.LocalChangeType
+	(LocalChangeStatus)(0),        // 1: holdfast.store.linear.v1.LocalChangeStatus
+	(*IssueState)(nil),            // 2: holdfast.store.linear.v1.IssueState
+	(*Label)(nil),                 // 3: holdfast.store.linear.v1.Label
+	(*IssueRelation)(nil),         // 4: holdfast.store.linear.v1.IssueRelation
+	(*IssueChange)(nil),           // 5: holdfast.store.linear.v1.IssueChange
+	(*Actor)(nil),                 // 6: holdfast.store.linear.v1.Actor
+	(*PropertyChange)(nil),        // 7: holdfast.store.linear.v1.PropertyChange
+	(*CommentState)(nil),          // 8: holdfast.store.linear.v1.CommentState
+	(*AttachmentState)(nil),       // 9: holdfast.store.linear.v1.AttachmentState
+	(*AgentSessionState)(nil),     // 10: holdfast.store.linear.v1.AgentSessionState
+	(*ExternalLink)(nil),          // 11: holdfast.store.linear.v1.ExternalLink
+	(*Guidance)(nil),              // 12: holdfast.store.linear.v1.Guidance
+	(*AgentActivity)(nil),         // 13: holdfast.store.linear.v1.AgentActivity
+	(*WorkflowState)(nil),         // 14: holdfast.store.linear.v1.WorkflowState
+	(*Team)(nil),                  // 15: holdfast.store.linear.v1.Team
+	(*Ref)(nil),                   // 16: holdfast.store.linear.v1.Ref
+	(*IssueEdit)(nil),             // 17: holdfast.store.linear.v1.IssueEdit
+	(*LocalChange)(nil),           // 18: holdfast.store.linear.v1.LocalChange
+	(*IssueStamp)(nil),            // 19: holdfast.store.linear.v1.IssueStamp
+	(*IssuePayload)(nil),          // 20: holdfast.store.linear.v1.IssuePayload
+	(*EndpointState)(nil),         // 21: holdfast.store.linear.v1.EndpointState
+	(*SealedSecret)(nil),          // 22: holdfast.store.linear.v1.SealedSecret
+	(*DeliveryState)(nil),         // 23: holdfast.store.linear.v1.DeliveryState
+	(*SyncState)(nil),             // 24: holdfast.store.linear.v1.SyncState
+	(*SyncList)(nil),              // 25: holdfast.store.linear.v1.SyncList
+	(*SyncPass)(nil),              // 26: holdfast.store.linear.v1.SyncPass
+	nil,                           // 27: holdfast.store.linear.v1.EndpointState.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(*structpb.Value)(nil),        // 29: google.protobuf.Value
+	(*structpb.Struct)(nil),       // 30: google.protobuf.Struct
+	(*durationpb.Duration)(nil),   // 31: google.protobuf.Duration
 }
 var file_holdfast_store_linear_v1_state_proto_depIdxs = []int32{
-	1,  // 0: holdfast.store.linear.v1.IssueState.labels:type_name -> holdfast.store.linear.v1.Label
-	12, // 1: holdfast.store.linear.v1.IssueState.state:type_name -> holdfast.store.linear.v1.WorkflowState
-	13, // 2: holdfast.store.linear.v1.IssueState.team:type_name -> holdfast.store.linear.v1.Team
-	14, // 3: holdfast.store.linear.v1.IssueState.assignee:type_name -> holdfast.store.linear.v1.Ref
-	14, // 4: holdfast.store.linear.v1.IssueState.delegate:type_name -> holdfast.store.linear.v1.Ref
-	14, // 5: holdfast.store.linear.v1.IssueState.creator:type_name -> holdfast.store.linear.v1.Ref
-	14, // 6: holdfast.store.linear.v1.IssueState.project:type_name -> holdfast.store.linear.v1.Ref
-	14, // 7: holdfast.store.linear.v1.IssueState.cycle:type_name -> holdfast.store.linear.v1.Ref
-	14, // 8: holdfast.store.linear.v1.IssueState.parent:type_name -> holdfast.store.linear.v1.Ref
-	24, // 9: holdfast.store.linear.v1.IssueState.linear_create_time:type_name -> google.protobuf.Timestamp
-	24, // 10: holdfast.store.linear.v1.IssueState.linear_update_time:type_name -> google.protobuf.Timestamp
-	24, // 11: holdfast.store.linear.v1.IssueState.start_time:type_name -> google.protobuf.Timestamp
-	24, // 12: holdfast.store.linear.v1.IssueState.complete_time:type_name -> google.protobuf.Timestamp
-	24, // 13: holdfast.store.linear.v1.IssueState.cancel_time:type_name -> google.protobuf.Timestamp
-	24, // 14: holdfast.store.linear.v1.IssueState.archive_time:type_name -> google.protobuf.Timestamp
-	24, // 15: holdfast.store.linear.v1.IssueState.remove_time:type_name -> google.protobuf.Timestamp
-	15, // 16: holdfast.store.linear.v1.IssueState.stamp:type_name -> holdfast.store.linear.v1.IssueStamp
-	24, // 17: holdfast.store.linear.v1.IssueState.refetch_time:type_name -> google.protobuf.Timestamp
-	14, // 18: holdfast.store.linear.v1.IssueState.milestone:type_name -> holdfast.store.linear.v1.Ref
-	2,  // 19: holdfast.store.linear.v1.IssueState.relations:type_name -> holdfast.store.linear.v1.IssueRelation
-	14, // 20: holdfast.store.linear.v1.IssueRelation.issue:type_name -> holdfast.store.linear.v1.Ref
-	24, // 21: holdfast.store.linear.v1.IssueChange.time:type_name -> google.protobuf.Timestamp
-	4,  // 22: holdfast.store.linear.v1.IssueChange.actor:type_name -> holdfast.store.linear.v1.Actor
-	5,  // 23: holdfast.store.linear.v1.IssueChange.properties:type_name -> holdfast.store.linear.v1.PropertyChange
-	25, // 24: holdfast.store.linear.v1.PropertyChange.from:type_name -> google.protobuf.Value
-	25, // 25: holdfast.store.linear.v1.PropertyChange.to:type_name -> google.protobuf.Value
-	14, // 26: holdfast.store.linear.v1.CommentState.user:type_name -> holdfast.store.linear.v1.Ref
-	14, // 27: holdfast.store.linear.v1.CommentState.external_user:type_name -> holdfast.store.linear.v1.Ref
-	24, // 28: holdfast.store.linear.v1.CommentState.edit_time:type_name -> google.protobuf.Timestamp
-	24, // 29: holdfast.store.linear.v1.CommentState.resolve_time:type_name -> google.protobuf.Timestamp
-	24, // 30: holdfast.store.linear.v1.CommentState.linear_create_time:type_name -> google.protobuf.Timestamp
-	24, // 31: holdfast.store.linear.v1.CommentState.linear_update_time:type_name -> google.protobuf.Timestamp
-	24, // 32: holdfast.store.linear.v1.CommentState.remove_time:type_name -> google.protobuf.Timestamp
-	15, // 33: holdfast.store.linear.v1.CommentState.stamp:type_name -> holdfast.store.linear.v1.IssueStamp
-	26, // 34: holdfast.store.linear.v1.AttachmentState.metadata:type_name -> google.protobuf.Struct
-	14, // 35: holdfast.store.linear.v1.AttachmentState.creator:type_name -> holdfast.store.linear.v1.Ref
-	24, // 36: holdfast.store.linear.v1.AttachmentState.linear_create_time:type_name -> google.protobuf.Timestamp
-	24, // 37: holdfast.store.linear.v1.AttachmentState.linear_update_time:type_name -> google.protobuf.Timestamp
-	24, // 38: holdfast.store.linear.v1.AttachmentState.remove_time:type_name -> google.protobuf.Timestamp
-	15, // 39: holdfast.store.linear.v1.AttachmentState.stamp:type_name -> holdfast.store.linear.v1.IssueStamp
-	14, // 40: holdfast.store.linear.v1.AgentSessionState.creator:type_name -> holdfast.store.linear.v1.Ref
-	25, // 41: holdfast.store.linear.v1.AgentSessionState.plan:type_name -> google.protobuf.Value
-	9,  // 42: holdfast.store.linear.v1.AgentSessionState.external_links:type_name -> holdfast.store.linear.v1.ExternalLink
-	10, // 43: holdfast.store.linear.v1.AgentSessionState.guidance:type_name -> holdfast.store.linear.v1.Guidance
-	24, // 44: holdfast.store.linear.v1.AgentSessionState.start_time:type_name -> google.protobuf.Timestamp
-	24, // 45: holdfast.store.linear.v1.AgentSessionState.end_time:type_name -> google.protobuf.Timestamp
-	24, // 46: holdfast.store.linear.v1.AgentSessionState.linear_create_time:type_name -> google.protobuf.Timestamp
-	24, // 47: holdfast.store.linear.v1.AgentSessionState.linear_update_time:type_name -> google.protobuf.Timestamp
-	24, // 48: holdfast.store.linear.v1.AgentSessionState.remove_time:type_name -> google.protobuf.Timestamp
-	15, // 49: holdfast.store.linear.v1.AgentSessionState.stamp:type_name -> holdfast.store.linear.v1.IssueStamp
-	26, // 50: holdfast.store.linear.v1.AgentActivity.signal_metadata:type_name -> google.protobuf.Struct
-	14, // 51: holdfast.store.linear.v1.AgentActivity.user:type_name -> holdfast.store.linear.v1.Ref
-	24, // 52: holdfast.store.linear.v1.AgentActivity.linear_create_time:type_name -> google.protobuf.Timestamp
-	24, // 53: holdfast.store.linear.v1.AgentActivity.linear_update_time:type_name -> google.protobuf.Timestamp
-	26, // 54: holdfast.store.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
-	24, // 55: holdfast.store.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
-	23, // 56: holdfast.store.linear.v1.EndpointState.labels:type_name -> holdfast.store.linear.v1.EndpointState.LabelsEntry
-	18, // 57: holdfast.store.linear.v1.EndpointState.secrets:type_name -> holdfast.store.linear.v1.SealedSecret
-	18, // 58: holdfast.store.linear.v1.EndpointState.api_key:type_name -> holdfast.store.linear.v1.SealedSecret
-	27, // 59: holdfast.store.linear.v1.EndpointState.replay_window:type_name -> google.protobuf.Duration
-	24, // 60: holdfast.store.linear.v1.SealedSecret.create_time:type_name -> google.protobuf.Timestamp
-	24, // 61: holdfast.store.linear.v1.SyncState.high_water_time:type_name -> google.protobuf.Timestamp
-	22, // 62: holdfast.store.linear.v1.SyncState.pass:type_name -> holdfast.store.linear.v1.SyncPass
-	24, // 63: holdfast.store.linear.v1.SyncState.complete_time:type_name -> google.protobuf.Timestamp
-	24, // 64: holdfast.store.linear.v1.SyncState.not_before:type_name -> google.protobuf.Timestamp
-	24, // 65: holdfast.store.linear.v1.SyncState.run_until_time:type_name -> google.protobuf.Timestamp
-	21, // 66: holdfast.store.linear.v1.SyncState.lists:type_name -> holdfast.store.linear.v1.SyncList
-	24, // 67: holdfast.store.linear.v1.SyncState.sweep_time:type_name -> google.protobuf.Timestamp
-	24, // 68: holdfast.store.linear.v1.SyncList.high_water_time:type_name -> google.protobuf.Timestamp
-	22, // 69: holdfast.store.linear.v1.SyncList.pass:type_name -> holdfast.store.linear.v1.SyncPass
-	24, // 70: holdfast.store.linear.v1.SyncList.not_before:type_name -> google.protobuf.Timestamp
-	24, // 71: holdfast.store.linear.v1.SyncPass.since_time:type_name -> google.protobuf.Timestamp
-	24, // 72: holdfast.store.linear.v1.SyncPass.start_time:type_name -> google.protobuf.Timestamp
-	24, // 73: holdfast.store.linear.v1.SyncPass.newest_time:type_name -> google.protobuf.Timestamp
-	74, // [74:74] is the sub-list for method output_type
-	74, // [74:74] is the sub-list for method input_type
-	74, // [74:74] is the sub-list for extension type_name
-	74, // [74:74] is the sub-list for extension extendee
-	0,  // [0:74] is the sub-list for field type_name
+	3,  // 0: holdfast.store.linear.v1.IssueState.labels:type_name -> holdfast.store.linear.v1.Label
+	14, // 1: holdfast.store.linear.v1.IssueState.state:type_name -> holdfast.store.linear.v1.WorkflowState
+	15, // 2: holdfast.store.linear.v1.IssueState.team:type_name -> holdfast.store.linear.v1.Team
+	16, // 3: holdfast.store.linear.v1.IssueState.assignee:type_name -> holdfast.store.linear.v1.Ref
+	16, // 4: holdfast.store.linear.v1.IssueState.delegate:type_name -> holdfast.store.linear.v1.Ref
+	16, // 5: holdfast.store.linear.v1.IssueState.creator:type_name -> holdfast.store.linear.v1.Ref
+	16, // 6: holdfast.store.linear.v1.IssueState.project:type_name -> holdfast.store.linear.v1.Ref
+	16, // 7: holdfast.store.linear.v1.IssueState.cycle:type_name -> holdfast.store.linear.v1.Ref
+	16, // 8: holdfast.store.linear.v1.IssueState.parent:type_name -> holdfast.store.linear.v1.Ref
+	28, // 9: holdfast.store.linear.v1.IssueState.linear_create_time:type_name -> google.protobuf.Timestamp
+	28, // 10: holdfast.store.linear.v1.IssueState.linear_update_time:type_name -> google.protobuf.Timestamp
+	28, // 11: holdfast.store.linear.v1.IssueState.start_time:type_name -> google.protobuf.Timestamp
+	28, // 12: holdfast.store.linear.v1.IssueState.complete_time:type_name -> google.protobuf.Timestamp
+	28, // 13: holdfast.store.linear.v1.IssueState.cancel_time:type_name -> google.protobuf.Timestamp
+	28, // 14: holdfast.store.linear.v1.IssueState.archive_time:type_name -> google.protobuf.Timestamp
+	28, // 15: holdfast.store.linear.v1.IssueState.remove_time:type_name -> google.protobuf.Timestamp
+	19, // 16: holdfast.store.linear.v1.IssueState.stamp:type_name -> holdfast.store.linear.v1.IssueStamp
+	28, // 17: holdfast.store.linear.v1.IssueState.refetch_time:type_name -> google.protobuf.Timestamp
+	16, // 18: holdfast.store.linear.v1.IssueState.milestone:type_name -> holdfast.store.linear.v1.Ref
+	4,  // 19: holdfast.store.linear.v1.IssueState.relations:type_name -> holdfast.store.linear.v1.IssueRelation
+	18, // 20: holdfast.store.linear.v1.IssueState.local_changes:type_name -> holdfast.store.linear.v1.LocalChange
+	16, // 21: holdfast.store.linear.v1.IssueRelation.issue:type_name -> holdfast.store.linear.v1.Ref
+	28, // 22: holdfast.store.linear.v1.IssueChange.time:type_name -> google.protobuf.Timestamp
+	6,  // 23: holdfast.store.linear.v1.IssueChange.actor:type_name -> holdfast.store.linear.v1.Actor
+	7,  // 24: holdfast.store.linear.v1.IssueChange.properties:type_name -> holdfast.store.linear.v1.PropertyChange
+	29, // 25: holdfast.store.linear.v1.PropertyChange.from:type_name -> google.protobuf.Value
+	29, // 26: holdfast.store.linear.v1.PropertyChange.to:type_name -> google.protobuf.Value
+	16, // 27: holdfast.store.linear.v1.CommentState.user:type_name -> holdfast.store.linear.v1.Ref
+	16, // 28: holdfast.store.linear.v1.CommentState.external_user:type_name -> holdfast.store.linear.v1.Ref
+	28, // 29: holdfast.store.linear.v1.CommentState.edit_time:type_name -> google.protobuf.Timestamp
+	28, // 30: holdfast.store.linear.v1.CommentState.resolve_time:type_name -> google.protobuf.Timestamp
+	28, // 31: holdfast.store.linear.v1.CommentState.linear_create_time:type_name -> google.protobuf.Timestamp
+	28, // 32: holdfast.store.linear.v1.CommentState.linear_update_time:type_name -> google.protobuf.Timestamp
+	28, // 33: holdfast.store.linear.v1.CommentState.remove_time:type_name -> google.protobuf.Timestamp
+	19, // 34: holdfast.store.linear.v1.CommentState.stamp:type_name -> holdfast.store.linear.v1.IssueStamp
+	30, // 35: holdfast.store.linear.v1.AttachmentState.metadata:type_name -> google.protobuf.Struct
+	16, // 36: holdfast.store.linear.v1.AttachmentState.creator:type_name -> holdfast.store.linear.v1.Ref
+	28, // 37: holdfast.store.linear.v1.AttachmentState.linear_create_time:type_name -> google.protobuf.Timestamp
+	28, // 38: holdfast.store.linear.v1.AttachmentState.linear_update_time:type_name -> google.protobuf.Timestamp
+	28, // 39: holdfast.store.linear.v1.AttachmentState.remove_time:type_name -> google.protobuf.Timestamp
+	19, // 40: holdfast.store.linear.v1.AttachmentState.stamp:type_name -> holdfast.store.linear.v1.IssueStamp
+	16, // 41: holdfast.store.linear.v1.AgentSessionState.creator:type_name -> holdfast.store.linear.v1.Ref
+	29, // 42: holdfast.store.linear.v1.AgentSessionState.plan:type_name -> google.protobuf.Value
+	11, // 43: holdfast.store.linear.v1.AgentSessionState.external_links:type_name -> holdfast.store.linear.v1.ExternalLink
+	12, // 44: holdfast.store.linear.v1.AgentSessionState.guidance:type_name -> holdfast.store.linear.v1.Guidance
+	28, // 45: holdfast.store.linear.v1.AgentSessionState.start_time:type_name -> google.protobuf.Timestamp
+	28, // 46: holdfast.store.linear.v1.AgentSessionState.end_time:type_name -> google.protobuf.Timestamp
+	28, // 47: holdfast.store.linear.v1.AgentSessionState.linear_create_time:type_name -> google.protobuf.Timestamp
+	28, // 48: holdfast.store.linear.v1.AgentSessionState.linear_update_time:type_name -> google.protobuf.Timestamp
+	28, // 49: holdfast.store.linear.v1.AgentSessionState.remove_time:type_name -> google.protobuf.Timestamp
+	19, // 50: holdfast.store.linear.v1.AgentSessionState.stamp:type_name -> holdfast.store.linear.v1.IssueStamp
+	30, // 51: holdfast.store.linear.v1.AgentActivity.signal_metadata:type_name -> google.protobuf.Struct
+	16, // 52: holdfast.store.linear.v1.AgentActivity.user:type_name -> holdfast.store.linear.v1.Ref
+	28, // 53: holdfast.store.linear.v1.AgentActivity.linear_create_time:type_name -> google.protobuf.Timestamp
+	28, // 54: holdfast.store.linear.v1.AgentActivity.linear_update_time:type_name -> google.protobuf.Timestamp
+	0,  // 55: holdfast.store.linear.v1.LocalChange.type:type_name -> holdfast.store.linear.v1.LocalChangeType
+	1,  // 56: holdfast.store.linear.v1.LocalChange.status:type_name -> holdfast.store.linear.v1.LocalChangeStatus
+	17, // 57: holdfast.store.linear.v1.LocalChange.edit:type_name -> holdfast.store.linear.v1.IssueEdit
+	28, // 58: holdfast.store.linear.v1.LocalChange.request_time:type_name -> google.protobuf.Timestamp
+	28, // 59: holdfast.store.linear.v1.LocalChange.not_before:type_name -> google.protobuf.Timestamp
+	28, // 60: holdfast.store.linear.v1.LocalChange.accept_time:type_name -> google.protobuf.Timestamp
+	30, // 61: holdfast.store.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
+	28, // 62: holdfast.store.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
+	27, // 63: holdfast.store.linear.v1.EndpointState.labels:type_name -> holdfast.store.linear.v1.EndpointState.LabelsEntry
+	22, // 64: holdfast.store.linear.v1.EndpointState.secrets:type_name -> holdfast.store.linear.v1.SealedSecret
+	22, // 65: holdfast.store.linear.v1.EndpointState.api_key:type_name -> holdfast.store.linear.v1.SealedSecret
+	31, // 66: holdfast.store.linear.v1.EndpointState.replay_window:type_name -> google.protobuf.Duration
+	28, // 67: holdfast.store.linear.v1.SealedSecret.create_time:type_name -> google.protobuf.Timestamp
+	28, // 68: holdfast.store.linear.v1.SyncState.high_water_time:type_name -> google.protobuf.Timestamp
+	26, // 69: holdfast.store.linear.v1.SyncState.pass:type_name -> holdfast.store.linear.v1.SyncPass
+	28, // 70: holdfast.store.linear.v1.SyncState.complete_time:type_name -> google.protobuf.Timestamp
+	28, // 71: holdfast.store.linear.v1.SyncState.not_before:type_name -> google.protobuf.Timestamp
+	28, // 72: holdfast.store.linear.v1.SyncState.run_until_time:type_name -> google.protobuf.Timestamp
+	25, // 73: holdfast.store.linear.v1.SyncState.lists:type_name -> holdfast.store.linear.v1.SyncList
+	28, // 74: holdfast.store.linear.v1.SyncState.sweep_time:type_name -> google.protobuf.Timestamp
+	28, // 75: holdfast.store.linear.v1.SyncList.high_water_time:type_name -> google.protobuf.Timestamp
+	26, // 76: holdfast.store.linear.v1.SyncList.pass:type_name -> holdfast.store.linear.v1.SyncPass
+	28, // 77: holdfast.store.linear.v1.SyncList.not_before:type_name -> google.protobuf.Timestamp
+	28, // 78: holdfast.store.linear.v1.SyncPass.since_time:type_name -> google.protobuf.Timestamp
+	28, // 79: holdfast.store.linear.v1.SyncPass.start_time:type_name -> google.protobuf.Timestamp
+	28, // 80: holdfast.store.linear.v1.SyncPass.newest_time:type_name -> google.protobuf.Timestamp
+	81, // [81:81] is the sub-list for method output_type
+	81, // [81:81] is the sub-list for method input_type
+	81, // [81:81] is the sub-list for extension type_name
+	81, // [81:81] is the sub-list for extension extendee
+	0,  // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_store_linear_v1_state_proto_init() }
@@ -2764,13 +3254,14 @@ func file_holdfast_store_linear_v1_state_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_store_linear_v1_state_proto_rawDesc), len(file_holdfast_store_linear_v1_state_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   24,
+			NumEnums:      2,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_holdfast_store_linear_v1_state_proto_goTypes,
 		DependencyIndexes: file_holdfast_store_linear_v1_state_proto_depIdxs,
+		EnumInfos:         file_holdfast_store_linear_v1_state_proto_enumTypes,
 		MessageInfos:      file_holdfast_store_linear_v1_state_proto_msgTypes,
 	}.Build()
 	File_holdfast_store_linear_v1_state_proto = out.File

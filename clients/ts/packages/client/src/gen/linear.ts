@@ -98,6 +98,34 @@ export interface LinearService {
    *      "state": {"id": "s1", "name": "Todo", "type": "unstarted"}, "team": {"id": "t1", "key": "ENG"}}]}
    */
   putIssues(request: PutIssuesRequest, options?: CallOptions): Promise<PutIssuesResponse>;
+
+  /**
+   * CreateIssue has an issue made in Linear. It answers at once: the issue is there, with the change among its local_changes, and is sent
+   * with the API key of the endpoint as soon as Linear's limits let it. It happens once, also where a server dies on the way: the id that it
+   * is made with is the server's. What Linear refuses is REFUSED, with the reason, and the issue is removed again; ask for it by its id.
+   *
+   *     {"requestId": "n-1", "edit": {"teamId": "t1", "title": "Logout fails", "priority": 2}}
+   */
+  createIssue(request: CreateIssueRequest, options?: CallOptions): Promise<CreateIssueResponse>;
+
+  /**
+   * UpdateIssue has an issue changed in Linear. It answers at once: the issue has the new values and the change among its local_changes,
+   * until Linear confirms it by a webhook or the sync. What Linear refuses is undone, and its change is REFUSED, with the reason. Changes of an issue are sent
+   * one after the other. Of one that may have been made, as no answer came, Linear is asked: it is sent again only where the issue is as it was.
+   *
+   * What is set in `edit` is set. What update_mask names is replaced, or cleared where the edit does not have it.
+   *
+   *     {"requestId": "u-1", "issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "edit": {"stateId": "s2", "addLabelIds": ["l1"]}}
+   */
+  updateIssue(request: UpdateIssueRequest, options?: CallOptions): Promise<UpdateIssueResponse>;
+
+  /**
+   * CommentOnIssue has a comment made in Linear. It answers at once with the id that the comment will have; until Linear has confirmed it, it is
+   * among the issue's local_changes. It happens once.
+   *
+   *     {"requestId": "c-1", "issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "body": "On it."}
+   */
+  commentOnIssue(request: CommentOnIssueRequest, options?: CallOptions): Promise<CommentOnIssueResponse>;
 }
 
 /** Actor is who changed something. */
@@ -268,6 +296,20 @@ export interface Comment {
   linearUpdateTime?: Timestamp | undefined;
 }
 
+/** CommentOnIssueResponse is what CommentOnIssue answers. */
+export interface CommentOnIssueResponse {
+  /** Linear's id of the comment. */
+  commentId: string;
+  /** The issue as it is now. */
+  issue?: Issue | undefined;
+}
+
+/** CreateIssueResponse is what CreateIssue answers. */
+export interface CreateIssueResponse {
+  /** As it is now; Linear gives it its identifier. */
+  issue?: Issue | undefined;
+}
+
 /** DeleteEndpointResponse is what DeleteEndpoint answers. */
 export interface DeleteEndpointResponse {
   /** False where there was none. */
@@ -414,6 +456,8 @@ export interface Issue {
   branchName: string;
   /** How it is related to other issues, as the sync last read it: up to ten from either end. No webhook reports it. */
   relations: IssueRelation[];
+  /** Changes that were asked for here: those that Linear has not confirmed, which the fields above have in them, and the last that it refused. */
+  localChanges: LocalChange[];
 }
 
 /** IssueChange is one change of an issue, and who made it. */
@@ -428,6 +472,38 @@ export interface IssueChange {
   properties: PropertyChange[];
   /** "webhook", or "poll" for what only the sync saw: several changes may be in one. */
   source: string;
+}
+
+/** IssueEdit is what can be written of an issue. Ids are Linear's. */
+export interface IssueEdit {
+  /** Its title. */
+  title: string;
+  /** All of the description, in Markdown. */
+  description: string;
+  /** 0 none, 1 urgent, 2 high, 3 medium, 4 low. */
+  priority: number;
+  /** How large it is, in the team's points. */
+  estimate: number;
+  /** A day, such as "2026-11-30". */
+  dueDate: string;
+  /** Where it is in the team's workflow. */
+  stateId: string;
+  /** The team that it belongs to. */
+  teamId: string;
+  /** Who does it. */
+  assigneeId: string;
+  /** The agent that works on it for the assignee. */
+  delegateId: string;
+  /** Linear's project. */
+  projectId: string;
+  /** The cycle that it is planned for. */
+  cycleId: string;
+  /** The issue above it. */
+  parentId: string;
+  /** Labels to add; the others stay. */
+  addLabelIds: string[];
+  /** Labels to take away. */
+  removeLabelIds: string[];
 }
 
 /** IssuePayload is an issue as Linear sent it. */
@@ -516,6 +592,36 @@ export interface ListIssuesResponse {
   nextPageToken: string;
   /** Those of this page. */
   issues: Issue[];
+}
+
+/** LocalChange is a change of an issue that was asked for here and that Linear has not confirmed. One that it has confirmed is gone. */
+export interface LocalChange {
+  /** A UUID: what a creation makes, or a comment, has it in Linear. It is the call's key in the ledger of the API "linear", too. */
+  changeId: string;
+  /** What it does. */
+  type: LocalChangeType;
+  /** How far it is. */
+  status: LocalChangeStatus;
+  /** The new values. */
+  edit?: IssueEdit | undefined;
+  /** The fields of edit that it changes. */
+  fields: string[];
+  /** The text of a comment. */
+  body: string;
+  /** The comment that a comment answers. */
+  parentCommentId: string;
+  /** The endpoint whose API key it is sent with. */
+  endpointId: string;
+  /** Why it is refused, or not sent yet. */
+  error: string;
+  /** When it was asked for. */
+  requestTime?: Timestamp | undefined;
+  /** It is not sent, or not asked after, before this. */
+  notBefore?: Timestamp | undefined;
+  /** How often it was tried. */
+  attemptCount: number;
+  /** When Linear took it. */
+  acceptTime?: Timestamp | undefined;
 }
 
 /** PropertyChange is how one property of an issue changed. */
@@ -624,6 +730,12 @@ export interface Team {
   key: string;
 }
 
+/** UpdateIssueResponse is what UpdateIssue answers. */
+export interface UpdateIssueResponse {
+  /** As it is now. */
+  issue?: Issue | undefined;
+}
+
 /** WorkflowState is how far an issue is. */
 export interface WorkflowState {
   /** Its id in Linear. */
@@ -648,6 +760,34 @@ export interface AgentSessionFilterInput {
 export interface CommentFilterInput {
   /** The issue. */
   issueId?: string | undefined;
+}
+
+/** CommentOnIssueRequest is what CommentOnIssue is asked. */
+export interface CommentOnIssueRequest {
+  /** Makes the change happen once. */
+  requestId?: string | undefined;
+  /** Only at this version of the issue; unset: at any. */
+  ifVersion?: number | undefined;
+  /** The issue. */
+  issueId?: string | undefined;
+  /** The text, in Markdown. */
+  body?: string | undefined;
+  /** The comment that it answers; empty: none. */
+  parentCommentId?: string | undefined;
+  /** The endpoint whose API key is used; empty: the one that reports the issue, or the only one that has a key. */
+  endpointId?: string | undefined;
+}
+
+/** CreateIssueRequest is what CreateIssue is asked. */
+export interface CreateIssueRequest {
+  /** Makes the change happen once. */
+  requestId?: string | undefined;
+  /** Of no use but 0: the issue does not exist. */
+  ifVersion?: number | undefined;
+  /** The endpoint whose API key is used; empty: the only one that has a key. */
+  endpointId?: string | undefined;
+  /** What the issue is to be. It needs team_id and title. */
+  edit?: IssueEditInput | undefined;
 }
 
 /** DeleteEndpointRequest is what DeleteEndpoint is asked. */
@@ -695,6 +835,38 @@ export interface EndpointInput {
    * neither synced nor taken from webhooks. A change makes the sync begin again.
    */
   teamIds?: string[] | undefined;
+}
+
+/** IssueEdit is what can be written of an issue. Ids are Linear's. */
+export interface IssueEditInput {
+  /** Its title. */
+  title?: string | undefined;
+  /** All of the description, in Markdown. */
+  description?: string | undefined;
+  /** 0 none, 1 urgent, 2 high, 3 medium, 4 low. */
+  priority?: number | undefined;
+  /** How large it is, in the team's points. */
+  estimate?: number | undefined;
+  /** A day, such as "2026-11-30". */
+  dueDate?: string | undefined;
+  /** Where it is in the team's workflow. */
+  stateId?: string | undefined;
+  /** The team that it belongs to. */
+  teamId?: string | undefined;
+  /** Who does it. */
+  assigneeId?: string | undefined;
+  /** The agent that works on it for the assignee. */
+  delegateId?: string | undefined;
+  /** Linear's project. */
+  projectId?: string | undefined;
+  /** The cycle that it is planned for. */
+  cycleId?: string | undefined;
+  /** The issue above it. */
+  parentId?: string | undefined;
+  /** Labels to add; the others stay. */
+  addLabelIds?: string[] | undefined;
+  /** Labels to take away. */
+  removeLabelIds?: string[] | undefined;
 }
 
 /** IssueFilter chooses issues: those that fit all that is set. Where a field has several values, one of them has to fit. */
@@ -896,6 +1068,22 @@ export interface SyncStatusInput {
   lists?: SyncListStatusInput[] | undefined;
 }
 
+/** UpdateIssueRequest is what UpdateIssue is asked. */
+export interface UpdateIssueRequest {
+  /** Makes the change happen once. */
+  requestId?: string | undefined;
+  /** Only at this version; unset: at any. */
+  ifVersion?: number | undefined;
+  /** The issue. */
+  issueId?: string | undefined;
+  /** The new values. */
+  edit?: IssueEditInput | undefined;
+  /** The fields to change (AIP-134); unset: those that are set. */
+  updateMask?: FieldMask | undefined;
+  /** The endpoint whose API key is used; empty: the one that reports the issue, or the only one that has a key. */
+  endpointId?: string | undefined;
+}
+
 /**
  * IssueOrder is the order of a list of issues. An issue that moves in the order by ISSUE_ORDER_UPDATED or ISSUE_ORDER_PRIORITY while one
  * pages may be missed or come twice: watch the list, or take another order.
@@ -909,3 +1097,27 @@ export type IssueOrder =
   | "created"
   /** Urgent first and no priority last; of one priority the last updated first. */
   | "priority";
+
+/** LocalChangeStatus is how far a change is. */
+export type LocalChangeStatus =
+  /** Not said. */
+  | "unspecified"
+  /** It waits to be sent. */
+  | "pending"
+  /** It is being sent, or was and nobody knows yet whether it arrived. */
+  | "sending"
+  /** Linear took it, and has not reported it yet. */
+  | "accepted"
+  /** It was not made, and is undone. */
+  | "refused";
+
+/** LocalChangeType is what a change does. */
+export type LocalChangeType =
+  /** Not said. */
+  | "unspecified"
+  /** It makes the issue. */
+  | "create"
+  /** It changes the issue. */
+  | "update"
+  /** It comments on the issue. */
+  | "comment";
