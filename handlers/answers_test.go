@@ -321,6 +321,53 @@ var answerCases = map[string]answerCase{
 		},
 		body: `{"pageSize":200}`, items: []string{"issues.issueId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 100,
 	},
+	"/holdfast.linear.v1.LinearService/ListComments": {
+		service: true,
+		fill: func(f *filler) {
+			for i := range 60 {
+				f.state("linear_comment", fmt.Sprint("c", i), &linearstorev1.CommentState{IssueId: "i1", Body: bulk(i, 90_000), Stamp: &linearstorev1.IssueStamp{TimeMs: 1}})
+			}
+		},
+		body: `{"pageSize":200,"filter":{"issueId":"i1"}}`, items: []string{"comments.commentId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 60,
+	},
+	"/holdfast.linear.v1.LinearService/ListAttachments": {
+		service: true,
+		fill: func(f *filler) {
+			for i := range 60 {
+				f.state("linear_attachment", fmt.Sprint("a", i), &linearstorev1.AttachmentState{IssueId: "i1", Title: bulk(i, 90_000), Stamp: &linearstorev1.IssueStamp{TimeMs: 1}})
+			}
+		},
+		body: `{"pageSize":200,"issueId":"i1"}`, items: []string{"attachments.attachmentId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 60,
+	},
+	"/holdfast.linear.v1.LinearService/ListIssueHistory": {
+		service: true,
+		fill: func(f *filler) {
+			f.state("linear_issue", "i1", &linearstorev1.IssueState{Title: "t", Stamp: &linearstorev1.IssueStamp{TimeMs: 1}})
+			f.entries("linear_issue", "i1", "history", 60, func(i int) proto.Message {
+				return &linearstorev1.IssueChange{Action: fmt.Sprint(i), Source: bulk(i, 90_000)}
+			})
+		},
+		body: `{"pageSize":200,"issueId":"i1"}`, items: []string{"changes.action"}, next: [2]string{"nextPageToken", "pageToken"}, want: 60,
+	},
+	"/holdfast.linear.v1.LinearService/ListAgentSessions": {
+		service: true,
+		fill: func(f *filler) {
+			for i := range 60 {
+				f.state("linear_agent_session", fmt.Sprint("s", i), &linearstorev1.AgentSessionState{PromptContext: bulk(i, 90_000), Stamp: &linearstorev1.IssueStamp{TimeMs: 1}})
+			}
+		},
+		body: `{"pageSize":200}`, items: []string{"agentSessions.agentSessionId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 60,
+	},
+	"/holdfast.linear.v1.LinearService/ListAgentActivities": {
+		service: true,
+		fill: func(f *filler) {
+			f.state("linear_agent_session", "s1", &linearstorev1.AgentSessionState{Stamp: &linearstorev1.IssueStamp{TimeMs: 1}})
+			f.entries("linear_agent_session", "s1", "activities", 60, func(i int) proto.Message {
+				return &linearstorev1.AgentActivity{ActivityId: fmt.Sprint(i), Body: bulk(i, 90_000)}
+			})
+		},
+		body: `{"pageSize":200,"agentSessionId":"s1"}`, items: []string{"activities.activityId"}, next: [2]string{"nextPageToken", "pageToken"}, want: 60,
+	},
 	"/holdfast.linear.v1.LinearService/PutIssues": {bounded: "100 issues, each an id, a version and what is wrong with it"},
 	"/holdfast.linear.v1.LinearService/ListEndpoints": {
 		service: true,

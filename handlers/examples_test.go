@@ -115,9 +115,17 @@ var walks = map[string]walk{ //nolint:gochecknoglobals // never changed
 	"holdfast.linear.v1.LinearService": {
 		{method: "PutEndpoint", service: true},
 		{method: "ListEndpoints", service: true},
-		{method: "DeleteEndpoint", service: true},
 		{method: "PutIssues", service: true},
+		{method: "CreateIssue", service: true},
+		{method: "UpdateIssue", service: true},
+		{method: "CommentOnIssue", service: true},
+		{method: "DeleteEndpoint", service: true},
 		{method: "ListIssues"},
+		{method: "ListComments"},
+		{method: "ListAttachments"},
+		{method: "ListIssueHistory"},
+		{method: "ListAgentSessions"},
+		{method: "ListAgentActivities"},
 	},
 }
 

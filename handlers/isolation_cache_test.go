@@ -18,6 +18,7 @@ import (
 // cached are bodies about what fillKinds makes, for every call by GET that is about one object. Others are asked with {}.
 var cached = map[protoreflect.Name]string{
 	"GetProject": `{"projectId":"c1"}`, "GetTask": `{"taskId":"c1"}`, "ListIssues": `{"filter":{"issueIds":["c1"]}}`,
+	"ListComments": `{"filter":{"issueId":"c1"}}`, "ListAttachments": `{"issueId":"c1"}`, "ListIssueHistory": `{"issueId":"c1"}`, "ListAgentActivities": `{"agentSessionId":"c1"}`,
 	"ListObjects": `{"kind":"conversation"}`, "ListEvents": `{"ref":{"kind":"conversation","objectId":"c1"}}`,
 	"DiffObject":      `{"ref":{"kind":"conversation","objectId":"c1"},"from":{"version":"1"}}`,
 	"GetConversation": `{"conversationId":"c1","messageLimit":9}`, "ListMessages": `{"conversationId":"c1"}`, "ListRecords": `{"conversationId":"c1"}`,

@@ -1,11 +1,13 @@
 package handlers_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
@@ -19,37 +21,78 @@ var linearArea = area{
 		seed:  [][2]string{{"PutIssues", `{"issues":[` + issueC1 + `]}`}},
 		reads: map[string][2]string{"": {"ListIssues", `{"filter":{"issueIds":["c1"]},"withPayload":true}`}},
 		service: map[string]string{
-			"PutIssues": "ok", "PutEndpoint": "not_found", "ListEndpoints": "ok", "DeleteEndpoint": "not_found",
+			"PutIssues": "ok", "CreateIssue": "invalid_argument", "UpdateIssue": "invalid_argument", "CommentOnIssue": "invalid_argument", "PutEndpoint": "not_found", "ListEndpoints": "ok", "DeleteEndpoint": "not_found",
 		},
 		full: map[string]string{
 			"PutIssues": `{"requestId":"r-2","ifVersion":"1","issues":[{"id":"c1","identifier":"ENG-1","previousIdentifiers":["OLD-1"],"number":1,"url":"u","title":"t","description":"d","priority":1,"estimate":0.5,"stateId":"s",
 				"state":{"id":"s","name":"n","type":"started"},"team":{"id":"t","key":"ENG"},"assignee":{"id":"a","name":"n"},"delegate":{"id":"d"},"labelIds":["l"],"labels":{"nodes":[{"id":"m","name":"n"}]},
 				"cycle":{"id":"y","number":3},"parent":{"id":"q","identifier":"ENG-0"},
 				"dueDate":"2026-01-01","createdAt":"2026-01-01T00:00:00Z","updatedAt":"2026-12-01T00:00:00.5Z","completedAt":null,"trashed":false}]}`,
+			"CreateIssue": `{"requestId":"r-2","ifVersion":"0","endpointId":"x","edit":{"title":"t","description":"d","priority":1,"estimate":2,"dueDate":"2026-01-01","stateId":"s","teamId":"t",
+				"assigneeId":"a","delegateId":"d","projectId":"p","cycleId":"y","parentId":"q","addLabelIds":["l"]}}`,
+			"UpdateIssue":    `{"requestId":"r-2","ifVersion":"1","issueId":"c1","edit":{"title":"t","removeLabelIds":["l"]},"updateMask":"title,removeLabelIds","endpointId":"x"}`,
+			"CommentOnIssue": `{"requestId":"r-2","ifVersion":"1","issueId":"c1","body":"b","parentCommentId":"p","endpointId":"x"}`,
 			"ListIssues": `{"pageSize":5,"filter":{"issueIds":["c1"],"identifiers":["ENG-1"],"teamIds":["t"],"projectIds":["p"],"assigneeIds":["a"],"stateTypes":["started"],"labelNames":["n"],
-				"text":"t","open":true,"updatedSince":"2026-01-01T00:00:00Z","stateIds":["s"],"labelIds":["l"],"priorities":[1],"cycleIds":["y"],"parentIds":["q"],"delegateIds":["d"]},"withPayload":true}`,
+				"text":"t","open":true,"updatedSince":"2026-01-01T00:00:00Z","stateIds":["s"],"labelIds":["l"],"priorities":[1],"cycleIds":["y"],"parentIds":["q"],"delegateIds":["d"]},"withPayload":true,"order":"ISSUE_ORDER_CREATED"}`,
 			"PutEndpoint": `{"requestId":"r-2","ifVersion":"1","endpointId":"c1","endpoint":{"title":"t","labels":{"a":"b"},"replayWindow":"60s","organizationId":"o","teamIds":["t"]},"updateMask":"title,apiKey",
 				"addSecret":"s","removeSecretId":"x","setApiKey":"k","resetSyncTo":"2026-01-01T00:00:00Z"}`,
-			"ListEndpoints":  `{"pageSize":5}`,
-			"DeleteEndpoint": `{"requestId":"r-2","ifVersion":"1","endpointId":"c1"}`,
+			"ListComments":        `{"pageSize":5,"filter":{"issueId":"c1"},"newestFirst":true}`,
+			"ListAttachments":     `{"pageSize":5,"issueId":"c1"}`,
+			"ListIssueHistory":    `{"pageSize":5,"issueId":"c1"}`,
+			"ListAgentSessions":   `{"pageSize":5,"filter":{"issueIds":["c1"],"statuses":["pending"]}}`,
+			"ListAgentActivities": `{"pageSize":5,"agentSessionId":"c1"}`,
+			"ListEndpoints":       `{"pageSize":5}`,
+			"DeleteEndpoint":      `{"requestId":"r-2","ifVersion":"1","endpointId":"c1"}`,
 		},
 	},
 	alone: true,
 	cases: map[string]isolationCase{
-		linearRPCs + "ListIssues":     {body: `{"filter":{"issueIds":["c1"]},"withPayload":true}`, outside: isEmpty, inside: isShared},
-		linearRPCs + "PutIssues":      {test: isolateIssues},
-		linearRPCs + "PutEndpoint":    {test: isolateEndpoint},
-		linearRPCs + "ListEndpoints":  {test: isolateEndpoint},
-		linearRPCs + "DeleteEndpoint": {test: isolateEndpoint},
+		linearRPCs + "ListIssues":          {body: `{"filter":{"issueIds":["c1"]},"withPayload":true}`, outside: isEmpty, inside: isShared},
+		linearRPCs + "ListComments":        {body: `{"filter":{"issueId":"c1"}}`, outside: isEmpty, inside: isShared},
+		linearRPCs + "ListAttachments":     {body: `{"issueId":"c1"}`, outside: isEmpty, inside: isShared},
+		linearRPCs + "ListIssueHistory":    {body: `{"issueId":"c1"}`, outside: isEmpty, inside: isShared},
+		linearRPCs + "ListAgentSessions":   {body: `{"filter":{"issueIds":["c1"]}}`, outside: isEmpty, inside: isShared},
+		linearRPCs + "ListAgentActivities": {body: `{"agentSessionId":"c1"}`, outside: isEmpty, inside: isShared},
+		linearRPCs + "PutIssues":           {test: isolateIssues},
+		linearRPCs + "PutEndpoint":         {test: isolateEndpoint},
+		linearRPCs + "ListEndpoints":       {test: isolateEndpoint},
+		linearRPCs + "DeleteEndpoint":      {test: isolateEndpoint},
 	},
 }
 
 func linearMethod(name string) protoreflect.MethodDescriptor { return registered()[linearRPCs+name] }
 
-// fillLinear makes the issue c1 of the tenant.
+// fillLinear makes the issue c1 of the tenant, and what belongs to it, which only webhooks and the sync bring.
 func fillLinear(tb testing.TB, b *bundle) {
 	tb.Helper()
 	b.must(tb, linearRPCs+"PutIssues", `{"issues":[`+issueC1+`]}`, b.key(tb, ""))
+	fillParts(tb, b)
+}
+
+func fillParts(tb testing.TB, b *bundle) {
+	tb.Helper()
+	conn, err := pgx.Connect(tb.Context(), b.SuperuserURL)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	for _, sql := range []string{
+		`INSERT INTO holdfast.objects (tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, create_time, update_time, activity_time)
+			SELECT $1, kind, 'c1', '', 0, 1, 1, jsonb_build_object('issue_id', 'c1', field, $2::text, 'stamp', jsonb_build_object('time_ms', '1')), now(), now(), now()
+			FROM (VALUES ('linear_comment', 'body'), ('linear_attachment', 'title'), ('linear_agent_session', 'summary')) v (kind, field)`,
+		`INSERT INTO holdfast.terms (tenant_id, kind, object_id, owner_id, term, activity_time)
+			SELECT $1, kind, 'c1', '', $1 || '/' || kind || '/' || term, now()
+			FROM (VALUES ('linear_comment', 'oldest=c1'), ('linear_comment', 'newest=c1'), ('linear_attachment', 'oldest=c1'),
+				('linear_agent_session', 'any'), ('linear_agent_session', 'issue=c1')) v (kind, term)
+			WHERE $2 <> ''`,
+		`INSERT INTO holdfast.entries (tenant_id, kind, object_id, owner_id, collection, key, version, body)
+			VALUES ($1, 'linear_issue', 'c1', '', 'history', '1', 1, jsonb_build_object('action', $2::text)),
+				($1, 'linear_agent_session', 'c1', '', 'activities', '1', 1, jsonb_build_object('body', $2::text))`,
+	} {
+		if _, err := conn.Exec(tb.Context(), sql, string(b.Tenant), secret); err != nil {
+			tb.Fatal(err)
+		}
+	}
 }
 
 // isolateIssues: issues are written by the tenant's services only.
@@ -75,6 +118,39 @@ func isolateIssues(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
 	other.must(t, linearRPCs+"PutIssues", `{"issues":[`+strings.ReplaceAll(issueC1, secret, "theirs")+`]}`, other.key(t, ""))
 	if got := b.call(t, linearMethod("ListIssues"), `{"filter":{"issueIds":["c1"]}}`, ada); !strings.Contains(got.body, secret) || strings.Contains(got.body, "2030") {
 		t.Errorf("in the end: %+v", got)
+	}
+}
+
+// isolateChanges: changes are sent to Linear for the tenant's services only, with a key of their own tenant.
+func isolateChanges(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
+	ada, service, other := b.key(t, "ada"), b.key(t, ""), b.tenant(t)
+	b.must(t, linearRPCs+"PutIssues", `{"issues":[`+issueC1+`]}`, service)
+	b.must(t, linearRPCs+"PutEndpoint", `{"endpoint":{"title":"mine"},"setApiKey":"`+secret+`"}`, service)
+	other.must(t, linearRPCs+"PutEndpoint", `{"endpoint":{"title":"theirs"},"setApiKey":"theirs"}`, other.key(t, ""))
+	body := map[string]string{
+		"CreateIssue": `{"edit":{"title":"new","teamId":"t"}}`, "UpdateIssue": `{"issueId":"c1","edit":{"title":"new"}}`, "CommentOnIssue": `{"issueId":"c1","body":"new"}`,
+	}[string(m.Name())]
+	stranger := isNotFound
+	if m.Name() == "CreateIssue" {
+		stranger = "ok "
+	}
+	for _, tt := range []struct {
+		name    string
+		headers []string
+		want    string
+	}{
+		{"a user", []string{ada}, deniedUser},
+		{"a user's session", []string{b.signIn(t, "ada")}, deniedUser},
+		{"a service for a user", []string{service, "Holdfast-User: ada"}, deniedUser},
+		{"another tenant's user", []string{other.key(t, "ada")}, deniedUser},
+		{"another tenant's service", []string{other.key(t, "")}, stranger},
+		{"nobody", nil, "unauthenticated CREDENTIAL_MISSING"},
+		{"a service", []string{service}, "ok "},
+	} {
+		got := b.call(t, m, body, tt.headers...)
+		if got.code+" "+got.reason != tt.want || strings.Contains(got.body, secret) && tt.name != "a service" {
+			t.Errorf("%s is answered with %+v, want %s", tt.name, got, tt.want)
+		}
 	}
 }
 

@@ -26,19 +26,22 @@ const (
 
 // watchRights have every kind of item: what another user of the tenant gets, and callers of other tenants.
 var watchRights = map[string]struct{ item, inside, outside string }{
-	"conversation":       {`"conversation":{"conversationId":"c1","messageLimit":9}`, itsAbsent, itsAbsent},
-	"session":            {`"session":{"user":"ada"}`, roleRequired, itsAbsent},
-	"project_id":         {`"projectId":"c1"`, itsAbsent, itsAbsent},
-	"task_id":            {`"taskId":"c1"`, itsAbsent, itsAbsent},
-	"issue_id":           {`"issueId":"c1"`, itsAll, itsAbsent},
-	"api":                {`"api":"c1"`, `"api":{"api":"c1"`, itsAbsent},
-	"state":              {`"state":{"ref":{"type":"note","name":"c1","owner":"ada"},"collections":[{"collection":"items","limit":9}]}`, roleRequired, itsAbsent},
-	"preferences":        {`"preferences":true`, itsEmpty, itsEmpty},
-	"list.conversations": {`"list":{"conversations":{}}`, itsEmpty, itsEmpty},
-	"list.projects":      {`"list":{"projects":{}}`, itsEmpty, itsEmpty},
-	"list.tasks":         {`"list":{"tasks":{}}`, itsEmpty, itsEmpty},
-	"list.issues":        {`"list":{"issues":{}}`, itsAll, itsEmpty},
-	"list.states":        {`"list":{"states":{"type":"note"}}`, itsEmpty, itsEmpty},
+	"conversation":        {`"conversation":{"conversationId":"c1","messageLimit":9}`, itsAbsent, itsAbsent},
+	"session":             {`"session":{"user":"ada"}`, roleRequired, itsAbsent},
+	"project_id":          {`"projectId":"c1"`, itsAbsent, itsAbsent},
+	"task_id":             {`"taskId":"c1"`, itsAbsent, itsAbsent},
+	"issue_id":            {`"issueId":"c1"`, itsAll, itsAbsent},
+	"api":                 {`"api":"c1"`, `"api":{"api":"c1"`, itsAbsent},
+	"state":               {`"state":{"ref":{"type":"note","name":"c1","owner":"ada"},"collections":[{"collection":"items","limit":9}]}`, roleRequired, itsAbsent},
+	"preferences":         {`"preferences":true`, itsEmpty, itsEmpty},
+	"list.conversations":  {`"list":{"conversations":{}}`, itsEmpty, itsEmpty},
+	"list.projects":       {`"list":{"projects":{}}`, itsEmpty, itsEmpty},
+	"list.tasks":          {`"list":{"tasks":{}}`, itsEmpty, itsEmpty},
+	"list.issues":         {`"list":{"issues":{}}`, itsAll, itsEmpty},
+	"agent_session_id":    {`"agentSessionId":"c1"`, itsAll, itsAbsent},
+	"list.comments":       {`"list":{"comments":{"issueId":"c1"}}`, itsAll, itsEmpty},
+	"list.agent_sessions": {`"list":{"agentSessions":{}}`, itsAll, itsEmpty},
+	"list.states":         {`"list":{"states":{"type":"note"}}`, itsEmpty, itsEmpty},
 }
 
 func isolateWatch(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {

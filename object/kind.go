@@ -53,6 +53,8 @@ type KindConfig[S proto.Message] struct {
 	Scratch func(S) S
 	// Terms are what List can filter an object by, without repeats. Optional.
 	Terms func(S) []string
+	// Orders are terms whose lists go by a time of their own and not by activity; see ListOptions.Order. Optional.
+	Orders func(S) []Order
 	// Collections maps the name of each collection to a message of its entries' type.
 	Collections map[string]proto.Message
 	// Owned names the collections whose entries belong to one user each, whoever has the object: see Tx.PutFor. A user reads and
@@ -79,6 +81,12 @@ type KindConfig[S proto.Message] struct {
 	// an error or a panic it is tried again, later each time, and after MaxTimerTries the timer is parked. Optional: a
 	// kind without it has no timers.
 	OnTimer func(tx *Tx[S], name string) error
+}
+
+// Order is a term by which an object is listed at a time, up to the year 9998.
+type Order struct {
+	Term string
+	Time time.Time
 }
 
 // Personal is a type of messages that belong to the user whom a field of theirs names.
@@ -131,6 +139,7 @@ type kind struct {
 	scratch       func(proto.Message) proto.Message
 	ttl           func(proto.Message) time.Duration
 	terms         func(proto.Message) []string
+	orders        func(proto.Message) []Order
 	onTimer       func(*txn, string) error // nil: the kind has no timers
 	restored      func(state, was proto.Message, now time.Time)
 	newLife       func(state proto.Message, issued int64)
@@ -172,6 +181,12 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 				return nil
 			}
 			return c.Terms(m.(S)) //nolint:forcetypeassert // the runtime made m
+		},
+		orders: func(m proto.Message) []Order {
+			if c.Orders == nil {
+				return nil
+			}
+			return c.Orders(m.(S)) //nolint:forcetypeassert // the runtime made m
 		},
 	}
 	switch {

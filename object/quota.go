@@ -297,10 +297,13 @@ func (w *work) count() {
 }
 
 // termsBytes is what terms take in their table and two indexes.
-func (w *work) termsBytes(terms []string) (n int64) {
+func (w *work) termsBytes(terms []string, orders []Order) (n int64) {
 	prefix := len(storedTerm(w.box.key.tenant, w.kind.name, ""))
 	for _, t := range terms {
 		n += int64(rowBytes + 3*(prefix+len(t)))
+	}
+	for _, o := range orders {
+		n += int64(rowBytes + 3*(prefix+len(o.Term)))
 	}
 	return n
 }

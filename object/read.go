@@ -287,6 +287,9 @@ type ListOptions struct {
 	Since time.Time
 	// AnyTerm, if set, lists the objects that have any of these terms instead.
 	AnyTerm []string
+	// Order, if set, lists the objects that have this term of KindConfig.Orders instead, latest first by the time of the term. One that
+	// moves meanwhile may be missed.
+	Order string
 }
 
 // Page sizes of every list.
@@ -347,7 +350,7 @@ func (c listCursor) behind(r *dbsqlc.ListObjectsRow) listCursor {
 // nextRound is the token of the round behind the one that has ended; empty: there is none.
 func (k *Kind[S]) nextRound(ctx context.Context, caller identity.Identity, o ListOptions, ended listCursor) (string, error) {
 	r := ended.Round
-	if o.PageToken == "" || r.Began.IsZero() || !r.Before.IsZero() && k.Now().Sub(r.Before) < activityStep {
+	if o.PageToken == "" || o.Order != "" || r.Began.IsZero() || !r.Before.IsZero() && k.Now().Sub(r.Before) < activityStep {
 		return "", nil
 	}
 	newest, err := k.listRows(ctx, caller, o, listCursor{Time: farFuture}, 0)
@@ -505,7 +508,11 @@ func queueList(
 		}
 		return out
 	}
-	switch terms := stored(o.Terms); {
+	terms := stored(o.Terms)
+	if o.Order != "" {
+		terms, o.AnyTerm = stored([]string{o.Order}), nil
+	}
+	switch {
 	case len(o.AnyTerm) > 0:
 		p.ListObjectsByAnyTerm(dbsqlc.ListObjectsByAnyTermParams{
 			TenantID: string(t), Kind: k.name, Terms: stored(o.AnyTerm), BeforeTime: from.Time, BeforeID: from.ID, PageSize: size + 1,

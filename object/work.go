@@ -524,12 +524,15 @@ func (w *work) store(c *db.Changes) error {
 		return err
 	}
 	c.Objects = append(c.Objects, o)
-	if is, same := w.terms(); !same {
+	if is, orders, same := w.terms(); !same {
 		t := db.TermsRow{Name: name, Owner: owner, Activity: w.cur.activity}
 		for _, term := range is {
 			t.Terms = append(t.Terms, storedTerm(w.box.key.tenant, w.kind.name, term))
 		}
 		c.Terms = append(c.Terms, t)
+		for _, o := range orders {
+			c.Terms = append(c.Terms, db.TermsRow{Name: name, Owner: owner, Activity: o.Time, Terms: []string{storedTerm(w.box.key.tenant, w.kind.name, o.Term)}})
+		}
 	}
 	for _, k := range w.assumed {
 		if s := w.staged.find(k); s == nil || s.value == nil || !s.added {
@@ -568,19 +571,20 @@ func (w *work) store(c *db.Changes) error {
 	return nil
 }
 
-// terms are the object's after the batch; same tells whether they, and the activity that they are listed by, are as before.
-func (w *work) terms() (is []string, same bool) {
+// terms and orders are the object's after the batch; same tells whether they, and the activity that terms are listed by, are as before.
+func (w *work) terms() (is []string, orders []Order, same bool) {
 	var was []string
+	var before []Order
 	if w.base != nil && w.base.state != nil {
-		was = w.kind.terms(w.base.state)
+		was, before = w.kind.terms(w.base.state), w.kind.orders(w.base.state)
 	}
 	if w.cur.state != nil {
-		is = w.kind.terms(w.cur.state)
+		is, orders = w.kind.terms(w.cur.state), w.kind.orders(w.cur.state)
 	}
 	w.termsGrown = 0
-	if !slices.Equal(was, is) {
-		w.termsGrown = w.termsBytes(is) - w.termsBytes(was)
-		return is, false
+	if !slices.Equal(was, is) || !slices.EqualFunc(before, orders, func(a, b Order) bool { return a.Term == b.Term && a.Time.Equal(b.Time) }) {
+		w.termsGrown = w.termsBytes(is, orders) - w.termsBytes(was, before)
+		return is, orders, false
 	}
-	return is, len(is) == 0 || w.base != nil && w.base.activity.Equal(w.cur.activity)
+	return is, orders, len(is) == 0 || w.base != nil && w.base.activity.Equal(w.cur.activity)
 }

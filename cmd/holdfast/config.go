@@ -247,11 +247,11 @@ func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *
 	c.addJobs(queue, d, rt, metrics)
 	coordinator := coordination.NewManager(apis, d.Now)
 	metrics.MustRegister(coordinator.Metrics())
-	syncNow := c.Linear.addJobs(queue, d, known.linear, box, linearTransport(coordinator, log), metrics, log)
+	syncNow, sendNow := c.Linear.addJobs(queue, d, known.linear, box, coordinator, metrics, log)
 	projects := project.NewManager(project.Options{
 		Kinds: known.projects, Runtime: rt, Conversations: conversations, APIs: apis, Issues: known.linear.Issues,
 	})
-	issues := linear.NewManager(linear.Options{Kinds: known.linear, Runtime: rt, Seal: box, SyncNow: syncNow})
+	issues := linear.NewManager(linear.Options{Kinds: known.linear, Runtime: rt, Seal: box, SyncNow: syncNow, SendNow: sendNow})
 	states := state.NewManager(rt, known.states)
 	page := watch.NewManager(watch.Options{Explain: handlers.Explain, Now: d.Now},
 		talk.Sources(), sessions.Sources(), projects.Sources(), issues.Sources(), coordinator.Sources(), states.Sources())

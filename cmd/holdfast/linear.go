@@ -13,6 +13,7 @@ import (
 
 	"holdfast/coordclient"
 	"holdfast/db"
+	"holdfast/handlers/coordination"
 	"holdfast/handlers/linear"
 	"holdfast/identity"
 	"holdfast/jobs"
@@ -21,7 +22,7 @@ import (
 
 // linearConfig says how issues are read from Linear.
 type linearConfig struct {
-	Sync time.Duration `help:"How often Linear is asked what has changed, for each endpoint with an API key; 0: never." env:"HOLDFAST_LINEAR_SYNC" default:"1m" placeholder:"DURATION"`
+	Sync time.Duration `help:"How often Linear is asked what has changed, for each endpoint with an API key; 0: never, and nothing is sent to Linear either." env:"HOLDFAST_LINEAR_SYNC" default:"1m" placeholder:"DURATION"`
 	URL  string        `help:"Linear's GraphQL API." name:"url" env:"HOLDFAST_LINEAR_URL" default:"https://api.linear.app/graphql" placeholder:"URL"`
 }
 
@@ -40,24 +41,37 @@ const (
 	linearTimeout = 30 * time.Second
 	// syncTimeout bounds one run of the sync; what is left is for the next.
 	syncTimeout = 5 * time.Minute
+	// sendTimeout bounds the sending before a run of the sync.
+	sendTimeout = time.Minute
 )
 
-// addJobs tells the queue how issues are read: one job asks which endpoints there are, and one reads for each.
-// transport makes Linear's limits those of all of the tenant's processes. It returns what makes one endpoint's sync run at once; nil: no
-// issues are read.
-func (c linearConfig) addJobs(q *jobs.Queue, d *db.DB, kinds linear.Kinds, box *seal.Box, transport http.RoundTripper, metrics prometheus.Registerer, log *slog.Logger) (syncNow func(ctx context.Context, t identity.Tenant, endpoint string) error) {
+// addJobs tells the queue how issues are read and changes are sent: one job asks which endpoints there are, one reads for each, and one sends an issue's changes.
+// coordinator makes Linear's limits those of all of the tenant's processes, and has the ledger that changes are sent through. It
+// returns what makes one endpoint's sync run at once, and what has an issue's changes sent; nil: no issues are read, and none are sent.
+func (c linearConfig) addJobs(q *jobs.Queue, d *db.DB, kinds linear.Kinds, box *seal.Box, coordinator *coordination.Manager, metrics prometheus.Registerer, log *slog.Logger) (syncNow, sendNow func(ctx context.Context, t identity.Tenant, id string) error) {
 	if c.Sync == 0 {
-		return nil
+		return nil, nil
 	}
-	syncer := linear.NewSync(linear.SyncConfig{
-		Kinds: kinds, Open: box.Open, Client: &http.Client{Transport: transport, Timeout: linearTimeout}, URL: c.URL,
+	config := linear.SyncConfig{
+		Kinds: kinds, Open: box.Open, Client: &http.Client{Transport: linearTransport(coordinator, log), Timeout: linearTimeout}, URL: c.URL,
 		RetryAfter: coordclient.RetryAfter, Now: time.Now, Log: log,
+	}
+	syncer := linear.NewSync(config)
+	writer := linear.NewWriter(linear.WriterConfig{
+		SyncConfig: config, Coordinator: &coordclient.Client{Service: ownCoordinator{coordinator}},
+		Base: &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, IdleConnTimeout: 90 * time.Second},
 	})
 	lag := &syncLag{now: d.Now, fresh: 3*c.Sync + jobsGrace}
 	metrics.MustRegister(lag)
-	const one, all = "linear-sync", "linear-sync-all"
+	const one, all, send = "linear-sync", "linear-sync-all", "linear-send"
 	q.Add(jobs.Job{Name: one, Timeout: syncTimeout, MaxAttempts: 1, Run: func(ctx context.Context, t jobs.Task) error {
-		return syncer.Once(ctx, db.Endpoint{Tenant: t.Tenant, ID: t.ID})
+		// What waits to be sent goes first, so that the sync confirms it, but not for long.
+		writing, cancel := context.WithTimeout(ctx, sendTimeout)
+		defer cancel()
+		return errors.Join(writer.Endpoint(writing, t.Tenant, t.ID), syncer.Once(ctx, db.Endpoint{Tenant: t.Tenant, ID: t.ID}))
+	}})
+	q.Add(jobs.Job{Name: send, Timeout: syncTimeout, MaxAttempts: 1, Run: func(ctx context.Context, t jobs.Task) error {
+		return writer.Issue(ctx, t.Tenant, t.ID)
 	}})
 	q.Add(jobs.Job{Name: all, Every: c.Sync, Run: func(ctx context.Context, _ jobs.Task) error {
 		const atOnce = 100
@@ -87,9 +101,12 @@ func (c linearConfig) addJobs(q *jobs.Queue, d *db.DB, kinds linear.Kinds, box *
 			}
 		}
 	}})
-	return func(ctx context.Context, t identity.Tenant, endpoint string) error {
-		return q.Enqueue(ctx, one, jobs.Task{Tenant: t, ID: endpoint}, time.Now())
+	enqueue := func(job string) func(ctx context.Context, t identity.Tenant, id string) error {
+		return func(ctx context.Context, t identity.Tenant, id string) error {
+			return q.Enqueue(ctx, job, jobs.Task{Tenant: t, ID: id}, time.Now())
+		}
 	}
+	return enqueue(one), enqueue(send)
 }
 
 // jobsGrace is by how much a periodic job may be late where nothing is wrong.

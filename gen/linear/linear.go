@@ -9,89 +9,227 @@ import (
 	"github.com/Khan/genqlient/graphql"
 )
 
-// IssueIDsSinceIssuesIssueConnection includes the requested fields of the GraphQL type IssueConnection.
-type IssueIDsSinceIssuesIssueConnection struct {
-	Nodes    []*json.RawMessage                          `json:"nodes"`
-	PageInfo *IssueIDsSinceIssuesIssueConnectionPageInfo `json:"pageInfo"`
-}
-
-// GetNodes returns IssueIDsSinceIssuesIssueConnection.Nodes, and is useful for accessing the field via an interface.
-func (v *IssueIDsSinceIssuesIssueConnection) GetNodes() []*json.RawMessage { return v.Nodes }
-
-// GetPageInfo returns IssueIDsSinceIssuesIssueConnection.PageInfo, and is useful for accessing the field via an interface.
-func (v *IssueIDsSinceIssuesIssueConnection) GetPageInfo() *IssueIDsSinceIssuesIssueConnectionPageInfo {
-	return v.PageInfo
-}
-
-// IssueIDsSinceIssuesIssueConnectionPageInfo includes the requested fields of the GraphQL type PageInfo.
-type IssueIDsSinceIssuesIssueConnectionPageInfo struct {
-	HasNextPage bool    `json:"hasNextPage"`
-	EndCursor   *string `json:"endCursor"`
-}
-
-// GetHasNextPage returns IssueIDsSinceIssuesIssueConnectionPageInfo.HasNextPage, and is useful for accessing the field via an interface.
-func (v *IssueIDsSinceIssuesIssueConnectionPageInfo) GetHasNextPage() bool { return v.HasNextPage }
-
-// GetEndCursor returns IssueIDsSinceIssuesIssueConnectionPageInfo.EndCursor, and is useful for accessing the field via an interface.
-func (v *IssueIDsSinceIssuesIssueConnectionPageInfo) GetEndCursor() *string { return v.EndCursor }
-
-// IssueIDsSinceResponse is returned by IssueIDsSince on success.
-type IssueIDsSinceResponse struct {
-	Issues *IssueIDsSinceIssuesIssueConnection `json:"issues"`
-}
-
-// GetIssues returns IssueIDsSinceResponse.Issues, and is useful for accessing the field via an interface.
-func (v *IssueIDsSinceResponse) GetIssues() *IssueIDsSinceIssuesIssueConnection { return v.Issues }
-
-// IssuesByIDIssuesIssueConnection includes the requested fields of the GraphQL type IssueConnection.
-type IssuesByIDIssuesIssueConnection struct {
+// ByIDAttachmentsAttachmentConnection includes the requested fields of the GraphQL type AttachmentConnection.
+type ByIDAttachmentsAttachmentConnection struct {
 	Nodes []*json.RawMessage `json:"nodes"`
 }
 
-// GetNodes returns IssuesByIDIssuesIssueConnection.Nodes, and is useful for accessing the field via an interface.
-func (v *IssuesByIDIssuesIssueConnection) GetNodes() []*json.RawMessage { return v.Nodes }
+// GetNodes returns ByIDAttachmentsAttachmentConnection.Nodes, and is useful for accessing the field via an interface.
+func (v *ByIDAttachmentsAttachmentConnection) GetNodes() []*json.RawMessage { return v.Nodes }
 
-// IssuesByIDResponse is returned by IssuesByID on success.
-type IssuesByIDResponse struct {
-	Issues *IssuesByIDIssuesIssueConnection `json:"issues"`
+// ByIDCommentsCommentConnection includes the requested fields of the GraphQL type CommentConnection.
+type ByIDCommentsCommentConnection struct {
+	Nodes []*json.RawMessage `json:"nodes"`
 }
 
-// GetIssues returns IssuesByIDResponse.Issues, and is useful for accessing the field via an interface.
-func (v *IssuesByIDResponse) GetIssues() *IssuesByIDIssuesIssueConnection { return v.Issues }
+// GetNodes returns ByIDCommentsCommentConnection.Nodes, and is useful for accessing the field via an interface.
+func (v *ByIDCommentsCommentConnection) GetNodes() []*json.RawMessage { return v.Nodes }
 
-// IssuesSinceIssuesIssueConnection includes the requested fields of the GraphQL type IssueConnection.
-type IssuesSinceIssuesIssueConnection struct {
-	Nodes    []*json.RawMessage                        `json:"nodes"`
-	PageInfo *IssuesSinceIssuesIssueConnectionPageInfo `json:"pageInfo"`
+// ByIDIssuesIssueConnection includes the requested fields of the GraphQL type IssueConnection.
+type ByIDIssuesIssueConnection struct {
+	Nodes []*json.RawMessage `json:"nodes"`
 }
 
-// GetNodes returns IssuesSinceIssuesIssueConnection.Nodes, and is useful for accessing the field via an interface.
-func (v *IssuesSinceIssuesIssueConnection) GetNodes() []*json.RawMessage { return v.Nodes }
+// GetNodes returns ByIDIssuesIssueConnection.Nodes, and is useful for accessing the field via an interface.
+func (v *ByIDIssuesIssueConnection) GetNodes() []*json.RawMessage { return v.Nodes }
 
-// GetPageInfo returns IssuesSinceIssuesIssueConnection.PageInfo, and is useful for accessing the field via an interface.
-func (v *IssuesSinceIssuesIssueConnection) GetPageInfo() *IssuesSinceIssuesIssueConnectionPageInfo {
-	return v.PageInfo
+// ByIDResponse is returned by ByID on success.
+type ByIDResponse struct {
+	Issues      *ByIDIssuesIssueConnection           `json:"issues"`
+	Comments    *ByIDCommentsCommentConnection       `json:"comments"`
+	Attachments *ByIDAttachmentsAttachmentConnection `json:"attachments"`
 }
 
-// IssuesSinceIssuesIssueConnectionPageInfo includes the requested fields of the GraphQL type PageInfo.
-type IssuesSinceIssuesIssueConnectionPageInfo struct {
+// GetIssues returns ByIDResponse.Issues, and is useful for accessing the field via an interface.
+func (v *ByIDResponse) GetIssues() *ByIDIssuesIssueConnection { return v.Issues }
+
+// GetComments returns ByIDResponse.Comments, and is useful for accessing the field via an interface.
+func (v *ByIDResponse) GetComments() *ByIDCommentsCommentConnection { return v.Comments }
+
+// GetAttachments returns ByIDResponse.Attachments, and is useful for accessing the field via an interface.
+func (v *ByIDResponse) GetAttachments() *ByIDAttachmentsAttachmentConnection { return v.Attachments }
+
+// ChangedIDsAttachmentsAttachmentConnection includes the requested fields of the GraphQL type AttachmentConnection.
+type ChangedIDsAttachmentsAttachmentConnection struct {
+	Nodes    []*json.RawMessage `json:"nodes"`
+	PageInfo *PageEnd           `json:"pageInfo"`
+}
+
+// GetNodes returns ChangedIDsAttachmentsAttachmentConnection.Nodes, and is useful for accessing the field via an interface.
+func (v *ChangedIDsAttachmentsAttachmentConnection) GetNodes() []*json.RawMessage { return v.Nodes }
+
+// GetPageInfo returns ChangedIDsAttachmentsAttachmentConnection.PageInfo, and is useful for accessing the field via an interface.
+func (v *ChangedIDsAttachmentsAttachmentConnection) GetPageInfo() *PageEnd { return v.PageInfo }
+
+// ChangedIDsCommentsCommentConnection includes the requested fields of the GraphQL type CommentConnection.
+type ChangedIDsCommentsCommentConnection struct {
+	Nodes    []*json.RawMessage `json:"nodes"`
+	PageInfo *PageEnd           `json:"pageInfo"`
+}
+
+// GetNodes returns ChangedIDsCommentsCommentConnection.Nodes, and is useful for accessing the field via an interface.
+func (v *ChangedIDsCommentsCommentConnection) GetNodes() []*json.RawMessage { return v.Nodes }
+
+// GetPageInfo returns ChangedIDsCommentsCommentConnection.PageInfo, and is useful for accessing the field via an interface.
+func (v *ChangedIDsCommentsCommentConnection) GetPageInfo() *PageEnd { return v.PageInfo }
+
+// ChangedIDsIssuesIssueConnection includes the requested fields of the GraphQL type IssueConnection.
+type ChangedIDsIssuesIssueConnection struct {
+	Nodes    []*json.RawMessage `json:"nodes"`
+	PageInfo *PageEnd           `json:"pageInfo"`
+}
+
+// GetNodes returns ChangedIDsIssuesIssueConnection.Nodes, and is useful for accessing the field via an interface.
+func (v *ChangedIDsIssuesIssueConnection) GetNodes() []*json.RawMessage { return v.Nodes }
+
+// GetPageInfo returns ChangedIDsIssuesIssueConnection.PageInfo, and is useful for accessing the field via an interface.
+func (v *ChangedIDsIssuesIssueConnection) GetPageInfo() *PageEnd { return v.PageInfo }
+
+// ChangedIDsResponse is returned by ChangedIDs on success.
+type ChangedIDsResponse struct {
+	Issues      *ChangedIDsIssuesIssueConnection           `json:"issues"`
+	Comments    *ChangedIDsCommentsCommentConnection       `json:"comments"`
+	Attachments *ChangedIDsAttachmentsAttachmentConnection `json:"attachments"`
+}
+
+// GetIssues returns ChangedIDsResponse.Issues, and is useful for accessing the field via an interface.
+func (v *ChangedIDsResponse) GetIssues() *ChangedIDsIssuesIssueConnection { return v.Issues }
+
+// GetComments returns ChangedIDsResponse.Comments, and is useful for accessing the field via an interface.
+func (v *ChangedIDsResponse) GetComments() *ChangedIDsCommentsCommentConnection { return v.Comments }
+
+// GetAttachments returns ChangedIDsResponse.Attachments, and is useful for accessing the field via an interface.
+func (v *ChangedIDsResponse) GetAttachments() *ChangedIDsAttachmentsAttachmentConnection {
+	return v.Attachments
+}
+
+// ChangesAttachmentsAttachmentConnection includes the requested fields of the GraphQL type AttachmentConnection.
+type ChangesAttachmentsAttachmentConnection struct {
+	Nodes    []*json.RawMessage `json:"nodes"`
+	PageInfo *PageEnd           `json:"pageInfo"`
+}
+
+// GetNodes returns ChangesAttachmentsAttachmentConnection.Nodes, and is useful for accessing the field via an interface.
+func (v *ChangesAttachmentsAttachmentConnection) GetNodes() []*json.RawMessage { return v.Nodes }
+
+// GetPageInfo returns ChangesAttachmentsAttachmentConnection.PageInfo, and is useful for accessing the field via an interface.
+func (v *ChangesAttachmentsAttachmentConnection) GetPageInfo() *PageEnd { return v.PageInfo }
+
+// ChangesCommentsCommentConnection includes the requested fields of the GraphQL type CommentConnection.
+type ChangesCommentsCommentConnection struct {
+	Nodes    []*json.RawMessage `json:"nodes"`
+	PageInfo *PageEnd           `json:"pageInfo"`
+}
+
+// GetNodes returns ChangesCommentsCommentConnection.Nodes, and is useful for accessing the field via an interface.
+func (v *ChangesCommentsCommentConnection) GetNodes() []*json.RawMessage { return v.Nodes }
+
+// GetPageInfo returns ChangesCommentsCommentConnection.PageInfo, and is useful for accessing the field via an interface.
+func (v *ChangesCommentsCommentConnection) GetPageInfo() *PageEnd { return v.PageInfo }
+
+// ChangesIssuesIssueConnection includes the requested fields of the GraphQL type IssueConnection.
+type ChangesIssuesIssueConnection struct {
+	Nodes    []*json.RawMessage `json:"nodes"`
+	PageInfo *PageEnd           `json:"pageInfo"`
+}
+
+// GetNodes returns ChangesIssuesIssueConnection.Nodes, and is useful for accessing the field via an interface.
+func (v *ChangesIssuesIssueConnection) GetNodes() []*json.RawMessage { return v.Nodes }
+
+// GetPageInfo returns ChangesIssuesIssueConnection.PageInfo, and is useful for accessing the field via an interface.
+func (v *ChangesIssuesIssueConnection) GetPageInfo() *PageEnd { return v.PageInfo }
+
+// ChangesResponse is returned by Changes on success.
+type ChangesResponse struct {
+	Issues      *ChangesIssuesIssueConnection           `json:"issues"`
+	Comments    *ChangesCommentsCommentConnection       `json:"comments"`
+	Attachments *ChangesAttachmentsAttachmentConnection `json:"attachments"`
+}
+
+// GetIssues returns ChangesResponse.Issues, and is useful for accessing the field via an interface.
+func (v *ChangesResponse) GetIssues() *ChangesIssuesIssueConnection { return v.Issues }
+
+// GetComments returns ChangesResponse.Comments, and is useful for accessing the field via an interface.
+func (v *ChangesResponse) GetComments() *ChangesCommentsCommentConnection { return v.Comments }
+
+// GetAttachments returns ChangesResponse.Attachments, and is useful for accessing the field via an interface.
+func (v *ChangesResponse) GetAttachments() *ChangesAttachmentsAttachmentConnection {
+	return v.Attachments
+}
+
+// CommentCreateCommentCreateCommentPayload includes the requested fields of the GraphQL type CommentPayload.
+type CommentCreateCommentCreateCommentPayload struct {
+	Success bool `json:"success"`
+}
+
+// GetSuccess returns CommentCreateCommentCreateCommentPayload.Success, and is useful for accessing the field via an interface.
+func (v *CommentCreateCommentCreateCommentPayload) GetSuccess() bool { return v.Success }
+
+// CommentCreateResponse is returned by CommentCreate on success.
+type CommentCreateResponse struct {
+	CommentCreate *CommentCreateCommentCreateCommentPayload `json:"commentCreate"`
+}
+
+// GetCommentCreate returns CommentCreateResponse.CommentCreate, and is useful for accessing the field via an interface.
+func (v *CommentCreateResponse) GetCommentCreate() *CommentCreateCommentCreateCommentPayload {
+	return v.CommentCreate
+}
+
+// IssueCreateIssueCreateIssuePayload includes the requested fields of the GraphQL type IssuePayload.
+type IssueCreateIssueCreateIssuePayload struct {
+	Success bool             `json:"success"`
+	Issue   *json.RawMessage `json:"issue"`
+}
+
+// GetSuccess returns IssueCreateIssueCreateIssuePayload.Success, and is useful for accessing the field via an interface.
+func (v *IssueCreateIssueCreateIssuePayload) GetSuccess() bool { return v.Success }
+
+// GetIssue returns IssueCreateIssueCreateIssuePayload.Issue, and is useful for accessing the field via an interface.
+func (v *IssueCreateIssueCreateIssuePayload) GetIssue() *json.RawMessage { return v.Issue }
+
+// IssueCreateResponse is returned by IssueCreate on success.
+type IssueCreateResponse struct {
+	IssueCreate *IssueCreateIssueCreateIssuePayload `json:"issueCreate"`
+}
+
+// GetIssueCreate returns IssueCreateResponse.IssueCreate, and is useful for accessing the field via an interface.
+func (v *IssueCreateResponse) GetIssueCreate() *IssueCreateIssueCreateIssuePayload {
+	return v.IssueCreate
+}
+
+// IssueUpdateIssueUpdateIssuePayload includes the requested fields of the GraphQL type IssuePayload.
+type IssueUpdateIssueUpdateIssuePayload struct {
+	Success bool             `json:"success"`
+	Issue   *json.RawMessage `json:"issue"`
+}
+
+// GetSuccess returns IssueUpdateIssueUpdateIssuePayload.Success, and is useful for accessing the field via an interface.
+func (v *IssueUpdateIssueUpdateIssuePayload) GetSuccess() bool { return v.Success }
+
+// GetIssue returns IssueUpdateIssueUpdateIssuePayload.Issue, and is useful for accessing the field via an interface.
+func (v *IssueUpdateIssueUpdateIssuePayload) GetIssue() *json.RawMessage { return v.Issue }
+
+// IssueUpdateResponse is returned by IssueUpdate on success.
+type IssueUpdateResponse struct {
+	IssueUpdate *IssueUpdateIssueUpdateIssuePayload `json:"issueUpdate"`
+}
+
+// GetIssueUpdate returns IssueUpdateResponse.IssueUpdate, and is useful for accessing the field via an interface.
+func (v *IssueUpdateResponse) GetIssueUpdate() *IssueUpdateIssueUpdateIssuePayload {
+	return v.IssueUpdate
+}
+
+// PageEnd includes the GraphQL fields of PageInfo requested by the fragment PageEnd.
+type PageEnd struct {
 	HasNextPage bool    `json:"hasNextPage"`
 	EndCursor   *string `json:"endCursor"`
 }
 
-// GetHasNextPage returns IssuesSinceIssuesIssueConnectionPageInfo.HasNextPage, and is useful for accessing the field via an interface.
-func (v *IssuesSinceIssuesIssueConnectionPageInfo) GetHasNextPage() bool { return v.HasNextPage }
+// GetHasNextPage returns PageEnd.HasNextPage, and is useful for accessing the field via an interface.
+func (v *PageEnd) GetHasNextPage() bool { return v.HasNextPage }
 
-// GetEndCursor returns IssuesSinceIssuesIssueConnectionPageInfo.EndCursor, and is useful for accessing the field via an interface.
-func (v *IssuesSinceIssuesIssueConnectionPageInfo) GetEndCursor() *string { return v.EndCursor }
-
-// IssuesSinceResponse is returned by IssuesSince on success.
-type IssuesSinceResponse struct {
-	Issues *IssuesSinceIssuesIssueConnection `json:"issues"`
-}
-
-// GetIssues returns IssuesSinceResponse.Issues, and is useful for accessing the field via an interface.
-func (v *IssuesSinceResponse) GetIssues() *IssuesSinceIssuesIssueConnection { return v.Issues }
+// GetEndCursor returns PageEnd.EndCursor, and is useful for accessing the field via an interface.
+func (v *PageEnd) GetEndCursor() *string { return v.EndCursor }
 
 // TeamsByIDResponse is returned by TeamsByID on success.
 type TeamsByIDResponse struct {
@@ -119,57 +257,153 @@ type TeamsByIDTeamsTeamConnectionNodesTeam struct {
 // GetId returns TeamsByIDTeamsTeamConnectionNodesTeam.Id, and is useful for accessing the field via an interface.
 func (v *TeamsByIDTeamsTeamConnectionNodesTeam) GetId() string { return v.Id }
 
-// __IssueIDsSinceInput is used internally by genqlient
-type __IssueIDsSinceInput struct {
-	Since string                  `json:"since"`
-	First int                     `json:"first"`
-	After *string                 `json:"after"`
-	Team  *map[string]interface{} `json:"team,omitempty"`
+// __ByIDInput is used internally by genqlient
+type __ByIDInput struct {
+	Ids         []string `json:"ids"`
+	First       int      `json:"first"`
+	Issues      bool     `json:"issues"`
+	Comments    bool     `json:"comments"`
+	Attachments bool     `json:"attachments"`
 }
 
-// GetSince returns __IssueIDsSinceInput.Since, and is useful for accessing the field via an interface.
-func (v *__IssueIDsSinceInput) GetSince() string { return v.Since }
+// GetIds returns __ByIDInput.Ids, and is useful for accessing the field via an interface.
+func (v *__ByIDInput) GetIds() []string { return v.Ids }
 
-// GetFirst returns __IssueIDsSinceInput.First, and is useful for accessing the field via an interface.
-func (v *__IssueIDsSinceInput) GetFirst() int { return v.First }
+// GetFirst returns __ByIDInput.First, and is useful for accessing the field via an interface.
+func (v *__ByIDInput) GetFirst() int { return v.First }
 
-// GetAfter returns __IssueIDsSinceInput.After, and is useful for accessing the field via an interface.
-func (v *__IssueIDsSinceInput) GetAfter() *string { return v.After }
+// GetIssues returns __ByIDInput.Issues, and is useful for accessing the field via an interface.
+func (v *__ByIDInput) GetIssues() bool { return v.Issues }
 
-// GetTeam returns __IssueIDsSinceInput.Team, and is useful for accessing the field via an interface.
-func (v *__IssueIDsSinceInput) GetTeam() *map[string]interface{} { return v.Team }
+// GetComments returns __ByIDInput.Comments, and is useful for accessing the field via an interface.
+func (v *__ByIDInput) GetComments() bool { return v.Comments }
 
-// __IssuesByIDInput is used internally by genqlient
-type __IssuesByIDInput struct {
-	Ids   []string `json:"ids"`
-	First int      `json:"first"`
+// GetAttachments returns __ByIDInput.Attachments, and is useful for accessing the field via an interface.
+func (v *__ByIDInput) GetAttachments() bool { return v.Attachments }
+
+// __ChangedIDsInput is used internally by genqlient
+type __ChangedIDsInput struct {
+	First            int                     `json:"first"`
+	Team             *map[string]interface{} `json:"team,omitempty"`
+	Issues           bool                    `json:"issues"`
+	IssuesSince      *string                 `json:"issuesSince"`
+	IssuesAfter      *string                 `json:"issuesAfter"`
+	Comments         bool                    `json:"comments"`
+	CommentsSince    *string                 `json:"commentsSince"`
+	CommentsAfter    *string                 `json:"commentsAfter"`
+	Attachments      bool                    `json:"attachments"`
+	AttachmentsSince *string                 `json:"attachmentsSince"`
+	AttachmentsAfter *string                 `json:"attachmentsAfter"`
 }
 
-// GetIds returns __IssuesByIDInput.Ids, and is useful for accessing the field via an interface.
-func (v *__IssuesByIDInput) GetIds() []string { return v.Ids }
+// GetFirst returns __ChangedIDsInput.First, and is useful for accessing the field via an interface.
+func (v *__ChangedIDsInput) GetFirst() int { return v.First }
 
-// GetFirst returns __IssuesByIDInput.First, and is useful for accessing the field via an interface.
-func (v *__IssuesByIDInput) GetFirst() int { return v.First }
+// GetTeam returns __ChangedIDsInput.Team, and is useful for accessing the field via an interface.
+func (v *__ChangedIDsInput) GetTeam() *map[string]interface{} { return v.Team }
 
-// __IssuesSinceInput is used internally by genqlient
-type __IssuesSinceInput struct {
-	Since string                  `json:"since"`
-	First int                     `json:"first"`
-	After *string                 `json:"after"`
-	Team  *map[string]interface{} `json:"team,omitempty"`
+// GetIssues returns __ChangedIDsInput.Issues, and is useful for accessing the field via an interface.
+func (v *__ChangedIDsInput) GetIssues() bool { return v.Issues }
+
+// GetIssuesSince returns __ChangedIDsInput.IssuesSince, and is useful for accessing the field via an interface.
+func (v *__ChangedIDsInput) GetIssuesSince() *string { return v.IssuesSince }
+
+// GetIssuesAfter returns __ChangedIDsInput.IssuesAfter, and is useful for accessing the field via an interface.
+func (v *__ChangedIDsInput) GetIssuesAfter() *string { return v.IssuesAfter }
+
+// GetComments returns __ChangedIDsInput.Comments, and is useful for accessing the field via an interface.
+func (v *__ChangedIDsInput) GetComments() bool { return v.Comments }
+
+// GetCommentsSince returns __ChangedIDsInput.CommentsSince, and is useful for accessing the field via an interface.
+func (v *__ChangedIDsInput) GetCommentsSince() *string { return v.CommentsSince }
+
+// GetCommentsAfter returns __ChangedIDsInput.CommentsAfter, and is useful for accessing the field via an interface.
+func (v *__ChangedIDsInput) GetCommentsAfter() *string { return v.CommentsAfter }
+
+// GetAttachments returns __ChangedIDsInput.Attachments, and is useful for accessing the field via an interface.
+func (v *__ChangedIDsInput) GetAttachments() bool { return v.Attachments }
+
+// GetAttachmentsSince returns __ChangedIDsInput.AttachmentsSince, and is useful for accessing the field via an interface.
+func (v *__ChangedIDsInput) GetAttachmentsSince() *string { return v.AttachmentsSince }
+
+// GetAttachmentsAfter returns __ChangedIDsInput.AttachmentsAfter, and is useful for accessing the field via an interface.
+func (v *__ChangedIDsInput) GetAttachmentsAfter() *string { return v.AttachmentsAfter }
+
+// __ChangesInput is used internally by genqlient
+type __ChangesInput struct {
+	First            int                     `json:"first"`
+	Team             *map[string]interface{} `json:"team,omitempty"`
+	Issues           bool                    `json:"issues"`
+	IssuesSince      *string                 `json:"issuesSince"`
+	IssuesAfter      *string                 `json:"issuesAfter"`
+	Comments         bool                    `json:"comments"`
+	CommentsSince    *string                 `json:"commentsSince"`
+	CommentsAfter    *string                 `json:"commentsAfter"`
+	Attachments      bool                    `json:"attachments"`
+	AttachmentsSince *string                 `json:"attachmentsSince"`
+	AttachmentsAfter *string                 `json:"attachmentsAfter"`
 }
 
-// GetSince returns __IssuesSinceInput.Since, and is useful for accessing the field via an interface.
-func (v *__IssuesSinceInput) GetSince() string { return v.Since }
+// GetFirst returns __ChangesInput.First, and is useful for accessing the field via an interface.
+func (v *__ChangesInput) GetFirst() int { return v.First }
 
-// GetFirst returns __IssuesSinceInput.First, and is useful for accessing the field via an interface.
-func (v *__IssuesSinceInput) GetFirst() int { return v.First }
+// GetTeam returns __ChangesInput.Team, and is useful for accessing the field via an interface.
+func (v *__ChangesInput) GetTeam() *map[string]interface{} { return v.Team }
 
-// GetAfter returns __IssuesSinceInput.After, and is useful for accessing the field via an interface.
-func (v *__IssuesSinceInput) GetAfter() *string { return v.After }
+// GetIssues returns __ChangesInput.Issues, and is useful for accessing the field via an interface.
+func (v *__ChangesInput) GetIssues() bool { return v.Issues }
 
-// GetTeam returns __IssuesSinceInput.Team, and is useful for accessing the field via an interface.
-func (v *__IssuesSinceInput) GetTeam() *map[string]interface{} { return v.Team }
+// GetIssuesSince returns __ChangesInput.IssuesSince, and is useful for accessing the field via an interface.
+func (v *__ChangesInput) GetIssuesSince() *string { return v.IssuesSince }
+
+// GetIssuesAfter returns __ChangesInput.IssuesAfter, and is useful for accessing the field via an interface.
+func (v *__ChangesInput) GetIssuesAfter() *string { return v.IssuesAfter }
+
+// GetComments returns __ChangesInput.Comments, and is useful for accessing the field via an interface.
+func (v *__ChangesInput) GetComments() bool { return v.Comments }
+
+// GetCommentsSince returns __ChangesInput.CommentsSince, and is useful for accessing the field via an interface.
+func (v *__ChangesInput) GetCommentsSince() *string { return v.CommentsSince }
+
+// GetCommentsAfter returns __ChangesInput.CommentsAfter, and is useful for accessing the field via an interface.
+func (v *__ChangesInput) GetCommentsAfter() *string { return v.CommentsAfter }
+
+// GetAttachments returns __ChangesInput.Attachments, and is useful for accessing the field via an interface.
+func (v *__ChangesInput) GetAttachments() bool { return v.Attachments }
+
+// GetAttachmentsSince returns __ChangesInput.AttachmentsSince, and is useful for accessing the field via an interface.
+func (v *__ChangesInput) GetAttachmentsSince() *string { return v.AttachmentsSince }
+
+// GetAttachmentsAfter returns __ChangesInput.AttachmentsAfter, and is useful for accessing the field via an interface.
+func (v *__ChangesInput) GetAttachmentsAfter() *string { return v.AttachmentsAfter }
+
+// __CommentCreateInput is used internally by genqlient
+type __CommentCreateInput struct {
+	Input *map[string]interface{} `json:"input,omitempty"`
+}
+
+// GetInput returns __CommentCreateInput.Input, and is useful for accessing the field via an interface.
+func (v *__CommentCreateInput) GetInput() *map[string]interface{} { return v.Input }
+
+// __IssueCreateInput is used internally by genqlient
+type __IssueCreateInput struct {
+	Input *map[string]interface{} `json:"input,omitempty"`
+}
+
+// GetInput returns __IssueCreateInput.Input, and is useful for accessing the field via an interface.
+func (v *__IssueCreateInput) GetInput() *map[string]interface{} { return v.Input }
+
+// __IssueUpdateInput is used internally by genqlient
+type __IssueUpdateInput struct {
+	Id    string                  `json:"id"`
+	Input *map[string]interface{} `json:"input,omitempty"`
+}
+
+// GetId returns __IssueUpdateInput.Id, and is useful for accessing the field via an interface.
+func (v *__IssueUpdateInput) GetId() string { return v.Id }
+
+// GetInput returns __IssueUpdateInput.Input, and is useful for accessing the field via an interface.
+func (v *__IssueUpdateInput) GetInput() *map[string]interface{} { return v.Input }
 
 // __TeamsByIDInput is used internally by genqlient
 type __TeamsByIDInput struct {
@@ -183,59 +417,22 @@ func (v *__TeamsByIDInput) GetIds() []string { return v.Ids }
 // GetFirst returns __TeamsByIDInput.First, and is useful for accessing the field via an interface.
 func (v *__TeamsByIDInput) GetFirst() int { return v.First }
 
-// The query executed by IssueIDsSince.
-const IssueIDsSince_Operation = `
-query IssueIDsSince ($since: DateTimeOrDuration!, $first: Int!, $after: String, $team: TeamFilter) {
-	issues(filter: {updatedAt:{gte:$since},team:$team}, first: $first, after: $after, includeArchived: true, orderBy: updatedAt) {
-		nodes {
-			id
-		}
-		pageInfo {
-			hasNextPage
-			endCursor
-		}
-	}
-}
-`
-
-// IssueIDsSince is IssuesSince for where one issue keeps Linear from answering a page.
-func IssueIDsSince(
-	ctx_ context.Context,
-	client_ graphql.Client,
-	since string,
-	first int,
-	after *string,
-	team *map[string]interface{},
-) (data_ *IssueIDsSinceResponse, err_ error) {
-	req_ := &graphql.Request{
-		OpName: "IssueIDsSince",
-		Query:  IssueIDsSince_Operation,
-		Variables: &__IssueIDsSinceInput{
-			Since: since,
-			First: first,
-			After: after,
-			Team:  team,
-		},
-	}
-
-	data_ = &IssueIDsSinceResponse{}
-	resp_ := &graphql.Response{Data: data_}
-
-	err_ = client_.MakeRequest(
-		ctx_,
-		req_,
-		resp_,
-	)
-
-	return data_, err_
-}
-
-// The query executed by IssuesByID.
-const IssuesByID_Operation = `
-query IssuesByID ($ids: [ID!]!, $first: Int!) {
-	issues(filter: {id:{in:$ids}}, first: $first, includeArchived: true) {
+// The query executed by ByID.
+const ByID_Operation = `
+query ByID ($ids: [ID!]!, $first: Int!, $issues: Boolean!, $comments: Boolean!, $attachments: Boolean!) {
+	issues(filter: {id:{in:$ids}}, first: $first, includeArchived: true) @include(if: $issues) {
 		nodes {
 			... IssueFields
+		}
+	}
+	comments(filter: {id:{in:$ids}}, first: $first, includeArchived: true) @include(if: $comments) {
+		nodes {
+			... CommentFields
+		}
+	}
+	attachments(filter: {id:{in:$ids}}, first: $first, includeArchived: true) @include(if: $attachments) {
+		nodes {
+			... AttachmentFields
 		}
 	}
 }
@@ -259,10 +456,12 @@ fragment IssueFields on Issue {
 	archivedAt
 	trashed
 	labelIds
+	branchName
 	state {
 		id
 		name
 		type
+		color
 	}
 	team {
 		id
@@ -285,6 +484,10 @@ fragment IssueFields on Issue {
 		id
 		name
 	}
+	projectMilestone {
+		id
+		name
+	}
 	cycle {
 		id
 		name
@@ -298,28 +501,108 @@ fragment IssueFields on Issue {
 		nodes {
 			id
 			name
+			color
 		}
+	}
+	relations(first: 10, includeArchived: true) {
+		nodes {
+			id
+			type
+			relatedIssue {
+				id
+				identifier
+			}
+		}
+	}
+	inverseRelations(first: 10, includeArchived: true) {
+		nodes {
+			id
+			type
+			issue {
+				id
+				identifier
+			}
+		}
+	}
+}
+fragment CommentFields on Comment {
+	id
+	body
+	url
+	createdAt
+	updatedAt
+	editedAt
+	resolvedAt
+	quotedText
+	issue {
+		id
+		team {
+			id
+		}
+	}
+	parent {
+		id
+	}
+	user {
+		id
+		name
+	}
+	externalUser {
+		id
+		name
+	}
+	botActor {
+		name
+	}
+	agentSession {
+		id
+	}
+}
+fragment AttachmentFields on Attachment {
+	id
+	title
+	subtitle
+	url
+	sourceType
+	metadata
+	createdAt
+	updatedAt
+	issue {
+		id
+		team {
+			id
+		}
+	}
+	creator {
+		id
+		name
 	}
 }
 `
 
-// IssuesByID reads issues by their ids; those that are gone, or that the key does not see, are left out.
-func IssuesByID(
+// ByID reads things by their ids; those that are gone, or that the key does not see, are left out.
+func ByID(
 	ctx_ context.Context,
 	client_ graphql.Client,
 	ids []string,
 	first int,
-) (data_ *IssuesByIDResponse, err_ error) {
+	issues bool,
+	comments bool,
+	attachments bool,
+) (data_ *ByIDResponse, err_ error) {
 	req_ := &graphql.Request{
-		OpName: "IssuesByID",
-		Query:  IssuesByID_Operation,
-		Variables: &__IssuesByIDInput{
-			Ids:   ids,
-			First: first,
+		OpName: "ByID",
+		Query:  ByID_Operation,
+		Variables: &__ByIDInput{
+			Ids:         ids,
+			First:       first,
+			Issues:      issues,
+			Comments:    comments,
+			Attachments: attachments,
 		},
 	}
 
-	data_ = &IssuesByIDResponse{}
+	data_ = &ByIDResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(
@@ -331,16 +614,111 @@ func IssuesByID(
 	return data_, err_
 }
 
-// The query executed by IssuesSince.
-const IssuesSince_Operation = `
-query IssuesSince ($since: DateTimeOrDuration!, $first: Int!, $after: String, $team: TeamFilter) {
-	issues(filter: {updatedAt:{gte:$since},team:$team}, first: $first, after: $after, includeArchived: true, orderBy: updatedAt) {
+// The query executed by ChangedIDs.
+const ChangedIDs_Operation = `
+query ChangedIDs ($first: Int!, $team: TeamFilter, $issues: Boolean!, $issuesSince: DateTimeOrDuration, $issuesAfter: String, $comments: Boolean!, $commentsSince: DateTimeOrDuration, $commentsAfter: String, $attachments: Boolean!, $attachmentsSince: DateTimeOrDuration, $attachmentsAfter: String) {
+	issues(filter: {updatedAt:{gte:$issuesSince},team:$team}, first: $first, after: $issuesAfter, includeArchived: true, orderBy: updatedAt) @include(if: $issues) {
+		nodes {
+			id
+		}
+		pageInfo {
+			... PageEnd
+		}
+	}
+	comments(filter: {updatedAt:{gte:$commentsSince}}, first: $first, after: $commentsAfter, includeArchived: true, orderBy: updatedAt) @include(if: $comments) {
+		nodes {
+			id
+		}
+		pageInfo {
+			... PageEnd
+		}
+	}
+	attachments(filter: {updatedAt:{gte:$attachmentsSince}}, first: $first, after: $attachmentsAfter, includeArchived: true, orderBy: updatedAt) @include(if: $attachments) {
+		nodes {
+			id
+		}
+		pageInfo {
+			... PageEnd
+		}
+	}
+}
+fragment PageEnd on PageInfo {
+	hasNextPage
+	endCursor
+}
+`
+
+// ChangedIDs is Changes for where one thing keeps Linear from answering a page.
+func ChangedIDs(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	first int,
+	team *map[string]interface{},
+	issues bool,
+	issuesSince *string,
+	issuesAfter *string,
+	comments bool,
+	commentsSince *string,
+	commentsAfter *string,
+	attachments bool,
+	attachmentsSince *string,
+	attachmentsAfter *string,
+) (data_ *ChangedIDsResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "ChangedIDs",
+		Query:  ChangedIDs_Operation,
+		Variables: &__ChangedIDsInput{
+			First:            first,
+			Team:             team,
+			Issues:           issues,
+			IssuesSince:      issuesSince,
+			IssuesAfter:      issuesAfter,
+			Comments:         comments,
+			CommentsSince:    commentsSince,
+			CommentsAfter:    commentsAfter,
+			Attachments:      attachments,
+			AttachmentsSince: attachmentsSince,
+			AttachmentsAfter: attachmentsAfter,
+		},
+	}
+
+	data_ = &ChangedIDsResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The query executed by Changes.
+const Changes_Operation = `
+query Changes ($first: Int!, $team: TeamFilter, $issues: Boolean!, $issuesSince: DateTimeOrDuration, $issuesAfter: String, $comments: Boolean!, $commentsSince: DateTimeOrDuration, $commentsAfter: String, $attachments: Boolean!, $attachmentsSince: DateTimeOrDuration, $attachmentsAfter: String) {
+	issues(filter: {updatedAt:{gte:$issuesSince},team:$team}, first: $first, after: $issuesAfter, includeArchived: true, orderBy: updatedAt) @include(if: $issues) {
 		nodes {
 			... IssueFields
 		}
 		pageInfo {
-			hasNextPage
-			endCursor
+			... PageEnd
+		}
+	}
+	comments(filter: {updatedAt:{gte:$commentsSince}}, first: $first, after: $commentsAfter, includeArchived: true, orderBy: updatedAt) @include(if: $comments) {
+		nodes {
+			... CommentFields
+		}
+		pageInfo {
+			... PageEnd
+		}
+	}
+	attachments(filter: {updatedAt:{gte:$attachmentsSince}}, first: $first, after: $attachmentsAfter, includeArchived: true, orderBy: updatedAt) @include(if: $attachments) {
+		nodes {
+			... AttachmentFields
+		}
+		pageInfo {
+			... PageEnd
 		}
 	}
 }
@@ -364,10 +742,12 @@ fragment IssueFields on Issue {
 	archivedAt
 	trashed
 	labelIds
+	branchName
 	state {
 		id
 		name
 		type
+		color
 	}
 	team {
 		id
@@ -390,6 +770,10 @@ fragment IssueFields on Issue {
 		id
 		name
 	}
+	projectMilestone {
+		id
+		name
+	}
 	cycle {
 		id
 		name
@@ -403,32 +787,240 @@ fragment IssueFields on Issue {
 		nodes {
 			id
 			name
+			color
+		}
+	}
+	relations(first: 10, includeArchived: true) {
+		nodes {
+			id
+			type
+			relatedIssue {
+				id
+				identifier
+			}
+		}
+	}
+	inverseRelations(first: 10, includeArchived: true) {
+		nodes {
+			id
+			type
+			issue {
+				id
+				identifier
+			}
+		}
+	}
+}
+fragment PageEnd on PageInfo {
+	hasNextPage
+	endCursor
+}
+fragment CommentFields on Comment {
+	id
+	body
+	url
+	createdAt
+	updatedAt
+	editedAt
+	resolvedAt
+	quotedText
+	issue {
+		id
+		team {
+			id
+		}
+	}
+	parent {
+		id
+	}
+	user {
+		id
+		name
+	}
+	externalUser {
+		id
+		name
+	}
+	botActor {
+		name
+	}
+	agentSession {
+		id
+	}
+}
+fragment AttachmentFields on Attachment {
+	id
+	title
+	subtitle
+	url
+	sourceType
+	metadata
+	createdAt
+	updatedAt
+	issue {
+		id
+		team {
+			id
+		}
+	}
+	creator {
+		id
+		name
+	}
+}
+`
+
+// Changes reads a page of each list that is asked for: of what was updated at a time or later, archived things too. One request reads all
+// lists, so that a pass in which little happened is one request.
+func Changes(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	first int,
+	team *map[string]interface{},
+	issues bool,
+	issuesSince *string,
+	issuesAfter *string,
+	comments bool,
+	commentsSince *string,
+	commentsAfter *string,
+	attachments bool,
+	attachmentsSince *string,
+	attachmentsAfter *string,
+) (data_ *ChangesResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "Changes",
+		Query:  Changes_Operation,
+		Variables: &__ChangesInput{
+			First:            first,
+			Team:             team,
+			Issues:           issues,
+			IssuesSince:      issuesSince,
+			IssuesAfter:      issuesAfter,
+			Comments:         comments,
+			CommentsSince:    commentsSince,
+			CommentsAfter:    commentsAfter,
+			Attachments:      attachments,
+			AttachmentsSince: attachmentsSince,
+			AttachmentsAfter: attachmentsAfter,
+		},
+	}
+
+	data_ = &ChangesResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by CommentCreate.
+const CommentCreate_Operation = `
+mutation CommentCreate ($input: CommentCreateInput!) {
+	commentCreate(input: $input) {
+		success
+	}
+}
+`
+
+// CommentCreate makes a comment with an id of ours.
+func CommentCreate(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	input *map[string]interface{},
+) (data_ *CommentCreateResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "CommentCreate",
+		Query:  CommentCreate_Operation,
+		Variables: &__CommentCreateInput{
+			Input: input,
+		},
+	}
+
+	data_ = &CommentCreateResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by IssueCreate.
+const IssueCreate_Operation = `
+mutation IssueCreate ($input: IssueCreateInput!) {
+	issueCreate(input: $input) {
+		success
+		issue {
+			id
+			updatedAt
 		}
 	}
 }
 `
 
-// IssuesSince reads a page of the issues that were updated at a time or later, archived ones too.
-func IssuesSince(
+// IssueCreate makes an issue with an id of ours.
+func IssueCreate(
 	ctx_ context.Context,
 	client_ graphql.Client,
-	since string,
-	first int,
-	after *string,
-	team *map[string]interface{},
-) (data_ *IssuesSinceResponse, err_ error) {
+	input *map[string]interface{},
+) (data_ *IssueCreateResponse, err_ error) {
 	req_ := &graphql.Request{
-		OpName: "IssuesSince",
-		Query:  IssuesSince_Operation,
-		Variables: &__IssuesSinceInput{
-			Since: since,
-			First: first,
-			After: after,
-			Team:  team,
+		OpName: "IssueCreate",
+		Query:  IssueCreate_Operation,
+		Variables: &__IssueCreateInput{
+			Input: input,
 		},
 	}
 
-	data_ = &IssuesSinceResponse{}
+	data_ = &IssueCreateResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
+// The mutation executed by IssueUpdate.
+const IssueUpdate_Operation = `
+mutation IssueUpdate ($id: String!, $input: IssueUpdateInput!) {
+	issueUpdate(id: $id, input: $input) {
+		success
+		issue {
+			id
+			updatedAt
+		}
+	}
+}
+`
+
+// IssueUpdate changes an issue.
+func IssueUpdate(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	id string,
+	input *map[string]interface{},
+) (data_ *IssueUpdateResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "IssueUpdate",
+		Query:  IssueUpdate_Operation,
+		Variables: &__IssueUpdateInput{
+			Id:    id,
+			Input: input,
+		},
+	}
+
+	data_ = &IssueUpdateResponse{}
 	resp_ := &graphql.Response{Data: data_}
 
 	err_ = client_.MakeRequest(

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -40,67 +42,139 @@ func newLinearAPI(c *SyncConfig, key string) linearAPI {
 	return linearAPI{graphql.NewClient(c.URL, &linearDoer{key, c})}
 }
 
-// page is one page of the issues that were updated at a time or later.
+// The lists that are read of Linear, which are the fields of its queries.
+const (
+	issues      = "issues"
+	comments    = "comments"
+	attachments = "attachments"
+)
+
+// page is one page of a list.
 type page struct {
-	issues []*structpb.Struct
+	things []*structpb.Struct
 	cursor string // "": the last page
-	// whole is false where an error left issues out.
+	// whole is false where an error left things out.
 	whole bool
 }
 
-// pages says which issues are read.
+// place is where the reading of a list goes on.
+type place struct {
+	since  time.Time
+	cursor string // "": on the first page
+}
+
+// pages says which pages are read: one of each list.
 type pages struct {
-	since time.Time
-	teams []string // none: of all teams
+	teams []string // of issues; none: of all teams
 	first int
+	from  map[string]place
 }
 
-// since reads a page behind a cursor; "": the first one.
-func (a linearAPI) since(ctx context.Context, of pages, cursor string) (page, error) {
-	since, after, team := of.variables(cursor)
-	res, err := linear.IssuesSince(ctx, a.client, since, of.first, after, team)
-	failed := listed(err)
-	if err != nil && (len(failed) == 0 || res.Issues == nil || res.Issues.PageInfo == nil) {
-		if cursor != "" && isBadInput(err) {
-			return page{}, errBadCursor
-		}
-		return page{}, plainError(err)
+// variables are those of a list.
+func (p pages) variables(list string) (asked bool, since, after *string) {
+	at, asked := p.from[list]
+	if !asked {
+		return false, nil, nil
 	}
-	if res.Issues == nil || res.Issues.PageInfo == nil {
-		return page{}, &apiError{said: "linear's answer has no issues", kind: linearDown}
+	t := at.since.UTC().Format(time.RFC3339Nano)
+	if at.cursor != "" {
+		after = &at.cursor
 	}
-	p := page{}
-	p.issues, p.whole = readIssues(res.Issues.Nodes, failed)
-	p.cursor, err = nextCursor(res.Issues.PageInfo.HasNextPage, res.Issues.PageInfo.EndCursor, cursor)
-	return p, err
+	return true, &t, after
 }
 
-// idsSince reads the ids of the issues of a page.
-func (a linearAPI) idsSince(ctx context.Context, of pages, cursor string) (ids []string, next string, _ error) {
-	since, after, team := of.variables(cursor)
-	res, err := linear.IssueIDsSince(ctx, a.client, since, of.first, after, team)
+func (p pages) team() *map[string]any {
+	if len(p.teams) == 0 {
+		return nil
+	}
+	return &map[string]any{"id": map[string]any{"in": p.teams}}
+}
+
+// connection is a list as an answer has it.
+type connection struct {
+	nodes []*json.RawMessage
+	end   *linear.PageEnd
+}
+
+// changes reads a page of each list. A list that Linear does not answer is not in got; err says why.
+func (a linearAPI) changes(ctx context.Context, of pages) (got map[string]page, err error) {
+	i, iSince, iAfter := of.variables(issues)
+	c, cSince, cAfter := of.variables(comments)
+	t, tSince, tAfter := of.variables(attachments)
+	res, err := linear.Changes(ctx, a.client, of.first, of.team(), i, iSince, iAfter, c, cSince, cAfter, t, tSince, tAfter)
+	lists := map[string]connection{}
+	if res != nil && res.Issues != nil {
+		lists[issues] = connection{res.Issues.Nodes, res.Issues.PageInfo}
+	}
+	if res != nil && res.Comments != nil {
+		lists[comments] = connection{res.Comments.Nodes, res.Comments.PageInfo}
+	}
+	if res != nil && res.Attachments != nil {
+		lists[attachments] = connection{res.Attachments.Nodes, res.Attachments.PageInfo}
+	}
+	return of.read(lists, err)
+}
+
+// ids is changes for the ids alone, of one list.
+func (a linearAPI) ids(ctx context.Context, list string, of pages) (page, error) {
+	of.from = map[string]place{list: of.from[list]}
+	i, iSince, iAfter := of.variables(issues)
+	c, cSince, cAfter := of.variables(comments)
+	t, tSince, tAfter := of.variables(attachments)
+	res, err := linear.ChangedIDs(ctx, a.client, of.first, of.team(), i, iSince, iAfter, c, cSince, cAfter, t, tSince, tAfter)
+	lists := map[string]connection{}
+	switch {
+	case res == nil:
+	case res.Issues != nil:
+		lists[issues] = connection{res.Issues.Nodes, res.Issues.PageInfo}
+	case res.Comments != nil:
+		lists[comments] = connection{res.Comments.Nodes, res.Comments.PageInfo}
+	case res.Attachments != nil:
+		lists[attachments] = connection{res.Attachments.Nodes, res.Attachments.PageInfo}
+	}
+	got, err := of.read(lists, err)
 	if err != nil {
-		return nil, "", plainError(err)
+		return page{}, err
 	}
-	if res.Issues == nil || res.Issues.PageInfo == nil {
-		return nil, "", &apiError{said: "linear's answer has no issues", kind: linearDown}
-	}
-	issues, _ := readIssues(res.Issues.Nodes, nil)
-	for _, i := range issues {
-		ids = append(ids, text(i.GetFields(), "id"))
-	}
-	next, err = nextCursor(res.Issues.PageInfo.HasNextPage, res.Issues.PageInfo.EndCursor, cursor)
-	return ids, next, err
+	return got[list], nil
 }
 
-func (p pages) variables(cursor string) (since string, after *string, team *map[string]any) {
-	if cursor != "" {
-		after = &cursor
+// read reads the lists that an answer has. The error says why it has not all.
+func (p pages) read(lists map[string]connection, err error) (map[string]page, error) {
+	failed, got := listed(err), map[string]page{}
+	later := false
+	for list, at := range p.from {
+		later = later || at.cursor != ""
+		c := lists[list]
+		if err != nil && len(failed) == 0 || c.end == nil {
+			continue
+		}
+		read, wrong := page{}, error(nil)
+		read.things, read.whole = readNodes(list, c.nodes, failed)
+		if read.cursor, wrong = nextCursor(c.end.HasNextPage, c.end.EndCursor, at.cursor); wrong != nil {
+			return got, wrong
+		}
+		got[list] = read
 	}
-	if len(p.teams) > 0 {
-		team = &map[string]any{"id": map[string]any{"in": p.teams}}
+	switch {
+	case len(got) == len(p.from):
+		return got, nil
+	case err == nil:
+		return got, &apiError{said: "linear's answer has no " + strings.Join(missing(p.from, got), " and no "), kind: linearDown}
+	case later && isBadInput(err):
+		return got, errBadCursor
 	}
-	return p.since.UTC().Format(time.RFC3339Nano), after, team
+	return got, plainError(err)
+}
+
+// missing are the lists that an answer does not have.
+func missing(from map[string]place, got map[string]page) (lists []string) {
+	for _, list := range slices.Sorted(maps.Keys(from)) {
+		if _, ok := got[list]; !ok {
+			lists = append(lists, list)
+		}
+	}
+	return lists
 }
 
 // nextCursor is where the page behind this one begins; "": there is none.
@@ -117,18 +191,28 @@ func nextCursor(more bool, end *string, cursor string) (string, error) {
 // maxCursor is far above what Linear's cursors have, which are UUIDs.
 const maxCursor = 4 << 10
 
-// byID reads issues; those that are gone, or that the key does not see, are left out. Where an error leaves out others, whole is false.
-func (a linearAPI) byID(ctx context.Context, ids []string) (issues []*structpb.Struct, whole bool, _ error) {
-	res, err := linear.IssuesByID(ctx, a.client, ids, len(ids))
+// byID reads things of a list; those that are gone, or that the key does not see, are left out. Where an error leaves out others, whole is
+// false.
+func (a linearAPI) byID(ctx context.Context, list string, ids []string) (things []*structpb.Struct, whole bool, _ error) {
+	res, err := linear.ByID(ctx, a.client, ids, len(ids), list == issues, list == comments, list == attachments)
 	failed := listed(err)
-	if err != nil && (len(failed) == 0 || res.Issues == nil) {
+	var nodes []*json.RawMessage
+	switch {
+	case err != nil && len(failed) == 0 || res == nil:
 		return nil, false, plainError(err)
+	case list == issues && res.Issues != nil:
+		nodes = res.Issues.Nodes
+	case list == comments && res.Comments != nil:
+		nodes = res.Comments.Nodes
+	case list == attachments && res.Attachments != nil:
+		nodes = res.Attachments.Nodes
+	case err != nil:
+		return nil, false, plainError(err)
+	default:
+		return nil, false, &apiError{said: "linear's answer has no " + list, kind: linearDown}
 	}
-	if res.Issues == nil {
-		return nil, false, &apiError{said: "linear's answer has no issues", kind: linearDown}
-	}
-	issues, whole = readIssues(res.Issues.Nodes, failed)
-	return issues, whole, nil
+	things, whole = readNodes(list, nodes, failed)
+	return things, whole, nil
 }
 
 // teams reads which of some teams the key sees.
@@ -144,9 +228,9 @@ func (a linearAPI) teams(ctx context.Context, ids []string) (map[string]bool, er
 	return seen, nil
 }
 
-// readIssues reads the issues that can be read, as Linear wrote them. A property that has an error is unknown, and not null: it is left
-// out. whole is false where issues are missing.
-func readIssues(nodes []*json.RawMessage, errs gqlerror.List) (issues []*structpb.Struct, whole bool) {
+// readNodes reads the things of a list that can be read, as Linear wrote them. A property that has an error is unknown, and not null: it is
+// left out. whole is false where things are missing.
+func readNodes(list string, nodes []*json.RawMessage, errs gqlerror.List) (things []*structpb.Struct, whole bool) {
 	whole = true
 	for i, n := range nodes {
 		var s *structpb.Struct
@@ -156,7 +240,7 @@ func readIssues(nodes []*json.RawMessage, errs gqlerror.List) (issues []*structp
 			}
 		}
 		for _, e := range errs {
-			if at, property := failedNode(e); at == i {
+			if of, at, property := failedNode(e); of == list && at == i {
 				delete(s.GetFields(), property)
 			}
 		}
@@ -164,25 +248,29 @@ func readIssues(nodes []*json.RawMessage, errs gqlerror.List) (issues []*structp
 			whole = false
 			continue
 		}
-		issues = append(issues, s)
+		things = append(things, s)
 	}
-	return issues, whole
+	return things, whole
 }
 
-// failedNode is the issue of an answer that has an error, and its property that has it; -1: none.
-func failedNode(e *gqlerror.Error) (node int, property string) {
-	if e == nil || len(e.Path) < 3 || e.Path[1] != ast.PathName("nodes") {
-		return -1, ""
+// failedNode is the list that has an error, the place of the thing in it that has it, and its property; "" and -1: none.
+func failedNode(e *gqlerror.Error) (list string, node int, property string) {
+	if e == nil || len(e.Path) == 0 {
+		return "", -1, ""
+	}
+	name, _ := e.Path[0].(ast.PathName)
+	if len(e.Path) < 3 || e.Path[1] != ast.PathName("nodes") {
+		return string(name), -1, ""
 	}
 	at, ok := e.Path[2].(ast.PathIndex)
 	if !ok {
-		return -1, ""
+		return string(name), -1, ""
 	}
 	if len(e.Path) > 3 {
 		name, _ := e.Path[3].(ast.PathName)
 		property = string(name)
 	}
-	return int(at), property
+	return string(name), int(at), property
 }
 
 // linearDoer adds the key to requests and tells rate limits from other refusals.
@@ -297,8 +385,9 @@ func listed(err error) gqlerror.List {
 type apiError struct {
 	said string
 	kind errorKind
-	// nodes are the places of the issues on the page that the answer blames.
+	// nodes are the places of the things on the page that the answer blames, and list is the list that it does; "": none.
 	nodes []int
+	list  string
 }
 
 func (e *apiError) Error() string { return e.said }
@@ -309,10 +398,10 @@ type errorKind int
 const (
 	// linearDown: Linear is not there, or breaks. It may be over soon.
 	linearDown errorKind = iota
-	// linearRefused: it is the key or the query; other issues would not be answered either.
+	// linearRefused: it is the key or the query; other things would not be answered either.
 	linearRefused
-	// badIssues: it may be one of the issues that were asked for.
-	badIssues
+	// badThings: it may be one of the things that were asked for.
+	badThings
 )
 
 // plainError makes an apiError of what a call returned.
@@ -323,18 +412,19 @@ func plainError(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	code, errs := "", listed(err)
+	code, list, errs := "", "", listed(err)
 	var nodes []int
 	for _, e := range errs {
 		if c, ok := e.Extensions["code"].(string); ok {
 			code = cmp.Or(code, c)
 		}
-		if at, _ := failedNode(e); at >= 0 {
+		of, at, _ := failedNode(e)
+		if list = cmp.Or(list, of); at >= 0 && of == list {
 			nodes = append(nodes, at)
 		}
 	}
 	code, _ = cut(code, 64)
-	kind := badIssues
+	kind := badThings
 	if hasCode(errs, "AUTHENTICATION_ERROR", "FORBIDDEN", "GRAPHQL_VALIDATION_FAILED", "GRAPHQL_PARSE_FAILED", "FEATURE_NOT_ACCESSIBLE", "USAGE_LIMIT_EXCEEDED") {
 		kind = linearRefused
 	}
@@ -345,13 +435,13 @@ func plainError(err error) error {
 		case len(errs) == 0 || e.StatusCode == http.StatusUnauthorized || e.StatusCode == http.StatusForbidden:
 			kind = linearRefused
 		}
-		return &apiError{strings.TrimSpace(fmt.Sprintf("linear answered with HTTP %d %s", e.StatusCode, code)), kind, nodes}
+		return &apiError{strings.TrimSpace(fmt.Sprintf("linear answered with HTTP %d %s", e.StatusCode, code)), kind, nodes, list}
 	}
 	if len(errs) > 0 {
-		return &apiError{fmt.Sprintf("linear answered with the error %q", code), kind, nodes}
+		return &apiError{fmt.Sprintf("linear answered with the error %q", code), kind, nodes, list}
 	}
 	if _, ok := errors.AsType[*json.UnmarshalTypeError](err); !ok {
 		kind = linearDown
 	}
-	return &apiError{"linear cannot be reached, or its answer cannot be read", kind, nil}
+	return &apiError{"linear cannot be reached, or its answer cannot be read", kind, nil, ""}
 }

@@ -197,9 +197,14 @@ func (m *Manager) steerSync(ctx context.Context, t identity.Tenant, id object.ID
 	if since := req.GetResetSyncTo(); since != nil {
 		_, err := m.o.Syncs.Update(ctx, id, func(tx *object.Tx[syncState]) error {
 			s := tx.State()
-			s.HighWaterTime, s.Pass = since, nil
+			mark := since
 			if since.AsTime().After(tx.Now()) {
-				s.HighWaterTime = timestamppb.New(tx.Now())
+				mark = timestamppb.New(tx.Now())
+			}
+			s.HighWaterTime, s.Pass = mark, nil
+			for _, name := range []string{comments, attachments} {
+				l := listOf(s, name)
+				l.HighWaterTime, l.Pass = mark, nil
 			}
 			return nil
 		}, object.Upsert(), object.Shared(), object.Request(req.GetRequestId(), req))
@@ -211,11 +216,18 @@ func (m *Manager) steerSync(ctx context.Context, t identity.Tenant, id object.ID
 		return nil
 	}
 	_, err := m.o.Syncs.Update(ctx, id, func(tx *object.Tx[syncState]) error {
-		if tx.State().GetLimited() || tx.State().GetNotBefore() == nil {
-			tx.Unchanged() // a change would overtake a run that is at work
-			return nil
+		s := tx.State()
+		waits := !s.GetLimited() && s.GetNotBefore() != nil
+		for _, l := range s.GetLists() {
+			waits = waits || l.GetNotBefore() != nil
+			l.NotBefore = nil
 		}
-		tx.State().NotBefore = nil
+		if !waits {
+			tx.Unchanged() // a change would overtake a run that is at work
+		}
+		if !s.GetLimited() {
+			s.NotBefore = nil
+		}
 		return nil
 	})
 	if err != nil && !errors.Is(err, object.ErrNotFound) {
@@ -247,7 +259,11 @@ func (m *Manager) DeleteEndpoint(ctx context.Context, req *linearv1.DeleteEndpoi
 	if err := rpc.RequireService(ctx, "see and change endpoints"); err != nil {
 		return nil, err
 	}
-	return rpc.Delete(ctx, m.o.Endpoints, req.GetEndpointId(), req, func(existed bool, version int64) *linearv1.DeleteEndpointResponse {
+	res, err := rpc.Delete(ctx, m.o.Endpoints, req.GetEndpointId(), req, func(existed bool, version int64) *linearv1.DeleteEndpointResponse {
 		return &linearv1.DeleteEndpointResponse{Existed: existed, Version: version}
 	})
+	if err != nil {
+		return nil, err
+	}
+	return res, m.abandon(ctx, req.GetEndpointId())
 }

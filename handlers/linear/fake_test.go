@@ -18,6 +18,7 @@ import (
 	"github.com/vektah/gqlparser/v2"
 	"github.com/vektah/gqlparser/v2/ast"
 	"github.com/vektah/gqlparser/v2/gqlerror"
+	"github.com/vektah/gqlparser/v2/validator"
 )
 
 // fakeLinear is a GraphQL server with the shapes of Linear's: it checks each query against the schema that the client is
@@ -29,6 +30,8 @@ type fakeLinear struct {
 
 	mu       sync.Mutex // guards what follows
 	issues   map[string]map[string]any
+	comments map[string]map[string]any
+	attached map[string]map[string]any
 	requests int
 	// next answers the next requests instead, in turn; nil: as usual.
 	next []http.HandlerFunc
@@ -36,6 +39,7 @@ type fakeLinear struct {
 	hidden map[string]bool
 	// spoilt issues cannot be answered: an answer that has one is an error.
 	spoilt map[string]bool
+	writes writes
 	// onPage is called before a page is answered, with its number.
 	onPage func(int)
 	pages  int
@@ -49,7 +53,7 @@ func newFakeLinear(t testing.TB) *fakeLinear {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &fakeLinear{issues: map[string]map[string]any{}, hidden: map[string]bool{}, spoilt: map[string]bool{}}
+	l := &fakeLinear{issues: map[string]map[string]any{}, comments: map[string]map[string]any{}, attached: map[string]map[string]any{}, hidden: map[string]bool{}, spoilt: map[string]bool{}}
 	l.schema, err = gqlparser.LoadSchema(&ast.Source{Name: "schema.graphql", Input: string(text)})
 	if err != nil {
 		t.Fatal(err)
@@ -68,8 +72,9 @@ func (l *fakeLinear) put(id, title string, updated int) {
 		"id": id, "identifier": "ENG-" + id, "previousIdentifiers": []any{}, "number": 1, "url": "https://linear.app/acme/issue/" + id, "title": title,
 		"description": nil, "priority": 2, "priorityLabel": "High", "estimate": nil, "dueDate": nil, "createdAt": stamp(0), "updatedAt": stamp(updated),
 		"startedAt": nil, "completedAt": nil, "canceledAt": nil, "archivedAt": nil, "trashed": nil, "labelIds": []any{"l1", "l2"},
-		"labels": map[string]any{"nodes": []any{map[string]any{"id": "l1", "name": "Bug"}}},
-		"state":  map[string]any{"id": "s-started", "name": "started", "type": "started"}, "team": map[string]any{"id": "eng", "key": "ENG", "name": "eng"},
+		"labels": map[string]any{"nodes": []any{map[string]any{"id": "l1", "name": "Bug", "color": "#f00"}}}, "branchName": "eng-" + id,
+		"relations": map[string]any{"nodes": []any{}}, "inverseRelations": map[string]any{"nodes": []any{}}, "projectMilestone": nil,
+		"state": map[string]any{"id": "s-started", "name": "started", "type": "started", "color": "#fff"}, "team": map[string]any{"id": "eng", "key": "ENG", "name": "eng"},
 		"assignee": nil, "delegate": nil, "creator": nil, "project": nil, "cycle": nil, "parent": nil,
 	}
 }
@@ -137,18 +142,32 @@ func (l *fakeLinear) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	switch req.OperationName {
-	case "IssuesSince", "IssueIDsSince":
+	case "IssueCreate", "IssueUpdate", "CommentCreate":
+		query, _ := gqlparser.LoadQuery(l.schema, req.Query)
+		if _, err := validator.VariableValues(l.schema, query.Operations.ForName(req.OperationName), req.Variables); err != nil {
+			fails(http.StatusBadRequest, "GRAPHQL_VALIDATION_FAILED", nil)(w, r)
+			return
+		}
+		l.mutate(w, r, req.OperationName, req.Variables)
+	case "Changes", "ChangedIDs":
 		l.since(w, r, req.OperationName, req.Variables)
-	case "IssuesByID":
+	case "ByID":
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		nodes := []map[string]any{}
-		for _, id := range req.Variables["ids"].([]any) {
-			if i, ok := l.issues[id.(string)]; ok && !l.hidden[teamOf(i)] {
-				nodes = append(nodes, i)
+		data := map[string]any{}
+		for list, all := range l.lists() {
+			if req.Variables[list] != true {
+				continue
 			}
+			nodes := []map[string]any{}
+			for _, id := range req.Variables["ids"].([]any) {
+				if i, ok := all[id.(string)]; ok && l.sees(list, i, nil) {
+					nodes = append(nodes, i)
+				}
+			}
+			data[list] = map[string]any{"nodes": nodes}
 		}
-		l.answer(w, r, nodes, nil)
+		l.answer(w, r, data)
 	case "TeamsByID":
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -175,21 +194,52 @@ func (l *fakeLinear) change(id string, properties map[string]any) {
 	maps.Copy(l.issues[id], properties)
 }
 
-// answer answers with issues, or with the error that the first one which is spoilt makes of the whole answer.
-func (l *fakeLinear) answer(w http.ResponseWriter, r *http.Request, nodes []map[string]any, info map[string]any) {
-	if slices.ContainsFunc(nodes, func(i map[string]any) bool { return l.spoilt[fmt.Sprint(i["id"])] }) {
-		fails(http.StatusOK, "INTERNAL_SERVER_ERROR", nil)(w, r)
-		return
+// lists are what queries read, by the names of their fields.
+func (l *fakeLinear) lists() map[string]map[string]map[string]any {
+	return map[string]map[string]map[string]any{issues: l.issues, comments: l.comments, attachments: l.attached}
+}
+
+// comment makes a comment, or changes it; updated is in seconds after linearAt.
+func (l *fakeLinear) comment(id, issue, body string, updated int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.comments[id] = map[string]any{
+		"id": id, "body": body, "url": "https://linear.app/acme/issue/" + issue + "#comment-" + id, "createdAt": stamp(0), "updatedAt": stamp(updated),
+		"editedAt": nil, "resolvedAt": nil, "quotedText": nil, "issue": map[string]any{"id": issue, "team": map[string]any{"id": "eng"}}, "parent": nil,
+		"user": map[string]any{"id": "u1", "name": "Grace"}, "externalUser": nil, "botActor": nil, "agentSession": nil,
 	}
-	answer(w, map[string]any{"nodes": append([]map[string]any{}, nodes...), "pageInfo": info})
 }
 
-func answer(w http.ResponseWriter, issues map[string]any) {
+// attach makes a link of an issue, or changes it.
+func (l *fakeLinear) attach(id, issue, url string, updated int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.attached[id] = map[string]any{
+		"id": id, "title": "A pull request", "subtitle": "open", "url": url, "sourceType": "github", "metadata": map[string]any{"status": "open"},
+		"createdAt": stamp(0), "updatedAt": stamp(updated), "issue": map[string]any{"id": issue, "team": map[string]any{"id": "eng"}}, "creator": nil,
+	}
+}
+
+// answer answers with lists, or with the error that the first thing which is spoilt makes of the whole answer.
+func (l *fakeLinear) answer(w http.ResponseWriter, r *http.Request, data map[string]any) {
+	for list := range data {
+		nodes, _ := data[list].(map[string]any)["nodes"].([]map[string]any)
+		if slices.ContainsFunc(nodes, func(i map[string]any) bool { return l.spoilt[fmt.Sprint(i["id"])] }) {
+			fails(http.StatusOK, "INTERNAL_SERVER_ERROR", nil)(w, r)
+			return
+		}
+	}
 	w.Header().Set("Content-Type", "application/json")
-	json.NewEncoder(w).Encode(map[string]any{"data": map[string]any{"issues": issues}})
+	json.NewEncoder(w).Encode(map[string]any{"data": data})
 }
 
-// since pages with the newest first, and the cursor is the last issue's place: what is updated meanwhile moves in front.
+// answer answers with a page of issues, and no other things.
+func answer(w http.ResponseWriter, page map[string]any) {
+	none := map[string]any{"nodes": []any{}, "pageInfo": map[string]any{"hasNextPage": false, "endCursor": nil}}
+	json.NewEncoder(w).Encode(map[string]any{"data": map[string]any{issues: page, comments: none, attachments: none}})
+}
+
+// since pages with the newest first, and the cursor is the last thing's place: what is updated meanwhile moves in front.
 func (l *fakeLinear) since(w http.ResponseWriter, r *http.Request, operation string, v map[string]any) {
 	l.mu.Lock()
 	l.pages++
@@ -200,53 +250,75 @@ func (l *fakeLinear) since(w http.ResponseWriter, r *http.Request, operation str
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	from, err := time.Parse(time.RFC3339Nano, v["since"].(string))
-	if err != nil {
-		fails(http.StatusBadRequest, "INVALID_INPUT", nil)(w, r)
-		return
-	}
-	place := func(i map[string]any) string { return fmt.Sprint(i["updatedAt"], i["id"]) }
-	var all []map[string]any
-	for _, i := range l.issues {
-		updated, _ := i["updatedAt"].(string)
-		if t, err := time.Parse(time.RFC3339Nano, updated); (err != nil || t.Year() < 1970 || !t.Before(from)) && l.sees(i, v["team"]) {
-			all = append(all, i)
+	data := map[string]any{}
+	for list, things := range l.lists() {
+		if v[list] != true {
+			continue
 		}
-	}
-	slices.SortFunc(all, func(a, b map[string]any) int { return strings.Compare(place(b), place(a)) })
-	if c, ok := v["after"].(string); ok && c != "" {
-		b, err := base64.StdEncoding.DecodeString(c)
-		if err != nil {
+		nodes, info, ok := l.page(list, things, v)
+		if !ok {
 			fails(http.StatusBadRequest, "INVALID_INPUT", nil)(w, r)
 			return
 		}
-		all = slices.DeleteFunc(all, func(i map[string]any) bool { return place(i) >= string(b) })
-	}
-	info := map[string]any{"hasNextPage": false, "endCursor": nil}
-	if first := int(v["first"].(float64)); len(all) > first {
-		all = all[:first]
-		info["hasNextPage"] = true
-	}
-	if len(all) > 0 {
-		info["endCursor"] = base64.StdEncoding.EncodeToString([]byte(place(all[len(all)-1])))
-	}
-	if operation == "IssueIDsSince" {
-		for i := range all {
-			all[i] = map[string]any{"id": all[i]["id"]}
+		if operation == "ChangedIDs" {
+			for i := range nodes {
+				nodes[i] = map[string]any{"id": nodes[i]["id"]}
+			}
+			data[list] = map[string]any{"nodes": nodes, "pageInfo": info}
+			continue
 		}
-		answer(w, map[string]any{"nodes": append([]map[string]any{}, all...), "pageInfo": info})
+		data[list] = map[string]any{"nodes": nodes, "pageInfo": info}
+	}
+	if operation == "ChangedIDs" {
+		json.NewEncoder(w).Encode(map[string]any{"data": data})
 		return
 	}
-	l.answer(w, r, all, info)
+	l.answer(w, r, data)
 }
 
-// sees reports whether an issue is of a team that the key sees, and that the query asks for.
-func (l *fakeLinear) sees(issue map[string]any, team any) bool {
-	if l.hidden[teamOf(issue)] {
+func (l *fakeLinear) page(list string, things map[string]map[string]any, v map[string]any) (nodes []map[string]any, info map[string]any, ok bool) {
+	from, err := time.Parse(time.RFC3339Nano, fmt.Sprint(v[list+"Since"]))
+	if err != nil {
+		return nil, nil, false
+	}
+	place := func(i map[string]any) string { return fmt.Sprint(i["updatedAt"], i["id"]) }
+	nodes = []map[string]any{}
+	for _, i := range things {
+		updated, _ := i["updatedAt"].(string)
+		if t, err := time.Parse(time.RFC3339Nano, updated); (err != nil || t.Year() < 1970 || !t.Before(from)) && l.sees(list, i, v["team"]) {
+			nodes = append(nodes, i)
+		}
+	}
+	slices.SortFunc(nodes, func(a, b map[string]any) int { return strings.Compare(place(b), place(a)) })
+	if c, ok := v[list+"After"].(string); ok && c != "" {
+		b, err := base64.StdEncoding.DecodeString(c)
+		if err != nil {
+			return nil, nil, false
+		}
+		nodes = slices.DeleteFunc(nodes, func(i map[string]any) bool { return place(i) >= string(b) })
+	}
+	info = map[string]any{"hasNextPage": false, "endCursor": nil}
+	if first := int(v["first"].(float64)); len(nodes) > first {
+		nodes = nodes[:first]
+		info["hasNextPage"] = true
+	}
+	if len(nodes) > 0 {
+		info["endCursor"] = base64.StdEncoding.EncodeToString([]byte(place(nodes[len(nodes)-1])))
+	}
+	return nodes, info, true
+}
+
+// sees reports whether a thing is of a team that the key sees, and an issue of one that the query asks for.
+func (l *fakeLinear) sees(list string, thing map[string]any, team any) bool {
+	if list != issues {
+		of, _ := thing["issue"].(map[string]any)
+		return !l.hidden[teamOf(of)]
+	}
+	if l.hidden[teamOf(thing)] {
 		return false
 	}
 	t, _ := team.(map[string]any)
 	among, _ := t["id"].(map[string]any)
 	of, ok := among["in"].([]any)
-	return !ok || slices.Contains(of, any(teamOf(issue)))
+	return !ok || slices.Contains(of, any(teamOf(thing)))
 }

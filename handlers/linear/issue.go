@@ -6,21 +6,20 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"time"
-	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	linearv1 "holdfast/gen/holdfast/linear/v1"
 	storev1 "holdfast/gen/holdfast/store/linear/v1"
 	"holdfast/handlers/rpc"
 	"holdfast/object"
@@ -35,10 +34,9 @@ const (
 )
 
 const (
-	maxDescription = 2000      // characters of a description that are kept beside the payload
-	maxPayload     = 192 << 10 // bytes of a payload as JSON
-	maxDepth       = 64
-	maxIssueID     = 128
+	maxPayload = 192 << 10 // bytes of a payload as JSON
+	maxDepth   = 64
+	maxIssueID = 128
 )
 
 // issueReport is one report about an issue, from a webhook, Linear's API or a caller.
@@ -55,32 +53,39 @@ type issueReport struct {
 	delivery string // "": none
 	// create: of a create, which may be the first report; trusted: as Linear has it, now.
 	create, trusted bool
+	// change is what a webhook tells of who changed what; nil: nothing.
+	change *storev1.IssueChange
 }
 
 // newIssueReport reads an issue as Linear wrote it, in a webhook or in an answer of its API. sent is when it was sent, or
 // read. An error says what is wrong with it, in the caller's words.
 func newIssueReport(payload *structpb.Struct, source string, rank int32, sent time.Time) (*issueReport, error) {
 	f := payload.GetFields()
-	w := &issueReport{id: text(f, "id"), trusted: rank == rankRead}
-	switch {
-	case w.id == "":
-		return nil, fmt.Errorf("has no id")
-	case !isID(w.id):
-		return nil, fmt.Errorf("has an id that is none of Linear's")
+	id, err := readID(f)
+	if err != nil {
+		return nil, err
 	}
+	w := &issueReport{id: id, trusted: rank == rankRead}
 	w.fields, w.named = issueFields(f)
 	kept, dropped := keepPayload(payload)
 	w.payload = &storev1.IssuePayload{Payload: kept, Source: source, Dropped: dropped}
-	w.stamp = &storev1.IssueStamp{Rank: rank, SentMs: sent.UnixMilli(), Hash: hashFields(w.fields)}
-	if t := w.fields.GetLinearUpdateTime(); t != nil {
-		w.stamp.TimeMs = t.AsTime().UnixMilli()
-	} else {
-		w.stamp.TimeMs, w.stamp.Guessed = w.stamp.GetSentMs(), true
-	}
+	w.stamp = newStamp(w.fields, w.fields.GetLinearUpdateTime(), rank, sent)
 	for _, always := range []string{"identifier", "title", "state", "team"} {
 		w.stamp.Partial = w.stamp.GetPartial() || !slices.Contains(w.named, always)
 	}
 	return w, nil
+}
+
+// readID is the id of something of Linear's.
+func readID(f map[string]*structpb.Value) (string, error) {
+	switch id := text(f, "id"); {
+	case id == "":
+		return "", errors.New("has no id")
+	case !isID(id):
+		return "", errors.New("has an id that is none of Linear's")
+	default:
+		return id, nil
+	}
 }
 
 // clear makes the report say that an issue has nothing of a property, as webhooks do that name a property among the earlier values
@@ -115,24 +120,37 @@ func (w *issueReport) removal(at time.Time) *issueReport {
 	return w
 }
 
-// believable is the report with its times as they can be: no report is from the future, so a time that is far ahead is taken for the one
-// at which the report was sent. A report without a time of its own has that one, too.
-func (w *issueReport) believable(now time.Time) (*storev1.IssueStamp, *storev1.IssueState) {
+// newStamp orders a report that has these fields and was sent, or read, at a time.
+func newStamp(fields proto.Message, update *timestamppb.Timestamp, rank int32, sent time.Time) *storev1.IssueStamp {
+	stamp := &storev1.IssueStamp{Rank: rank, SentMs: sent.UnixMilli(), Hash: hashFields(fields)}
+	if update != nil {
+		stamp.TimeMs = update.AsTime().UnixMilli()
+	} else {
+		stamp.TimeMs, stamp.Guessed = stamp.GetSentMs(), true
+	}
+	return stamp
+}
+
+// believable are a report's stamp and fields with the times as they can be: no report is from the future, so a time that is far ahead is
+// taken for the one at which the report was sent. A report without a time of its own has that one, too.
+func believable[S proto.Message](stamp *storev1.IssueStamp, fields S, now time.Time) (*storev1.IssueStamp, S) {
 	latest := now.Add(futureSkew)
-	stamp, fields := proto.CloneOf(w.stamp), proto.CloneOf(w.fields)
+	stamp, fields = proto.CloneOf(stamp), proto.CloneOf(fields)
 	if sent := stamp.GetSentMs(); sent <= 0 || sent > latest.UnixMilli() {
 		stamp.SentMs = min(max(sent, 0), now.UnixMilli())
 	}
 	if stamp.GetGuessed() || stamp.GetTimeMs() > latest.UnixMilli() {
 		stamp.TimeMs, stamp.Guessed = cmp.Or(stamp.GetSentMs(), now.UnixMilli()), true
 	}
-	for _, t := range []*timestamppb.Timestamp{
-		fields.GetLinearCreateTime(), fields.GetLinearUpdateTime(), fields.GetStartTime(), fields.GetCompleteTime(), fields.GetCancelTime(), fields.GetArchiveTime(),
-	} {
-		if t != nil && t.AsTime().After(latest) {
-			t.Seconds, t.Nanos = now.Unix(), 0
+	m := fields.ProtoReflect()
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		if f.Kind() == protoreflect.MessageKind && !f.IsList() {
+			if t, ok := v.Message().Interface().(*timestamppb.Timestamp); ok && t.AsTime().After(latest) {
+				m.Set(f, protoreflect.ValueOfMessage(timestamppb.New(now).ProtoReflect()))
+			}
 		}
-	}
+		return true
+	})
 	return stamp, fields
 }
 
@@ -145,121 +163,22 @@ func notIDRune(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("._:-", r)
 }
 
-// issueFields reads what is worth querying, and names the fields of which there is something: an absent property is none, and
-// neither is one of a wrong type, or null where Linear's schema has none. Webhooks have ids as well as the things themselves (`stateId` and
-// `state`), the API has the things.
+// issueFields reads what is worth querying, and names the fields of which there is something.
 func issueFields(f map[string]*structpb.Value) (s *storev1.IssueState, named []string) {
 	s = &storev1.IssueState{}
-	name := func(field string, ok bool) bool {
-		if ok {
-			named = append(named, field)
-		}
-		return ok
+	named = readFields(s, f)
+	if shapeOf(f["previousIdentifiers"]) == aList {
+		s.PreviousIdentifiers, named = identifiers(f), append(named, "previous_identifiers")
 	}
-	is := func(property string) shape { return shapeOf(f[property]) }
-	if name("identifier", text(f, "identifier") != "") {
-		s.Identifier, _ = cut(text(f, "identifier"), maxIdentifier)
+	if shapeOf(f["labelIds"]) == aList || isThings(f, "labels") {
+		s.Labels, named = labels(f), append(named, "labels")
 	}
-	if name("previous_identifiers", is("previousIdentifiers") == aList) {
-		s.PreviousIdentifiers = identifiers(f)
-	}
-	if name("url", text(f, "url") != "") {
-		s.Url, _ = cut(text(f, "url"), maxDescription)
-	}
-	if name("title", text(f, "title") != "") {
-		s.Title, _ = cut(text(f, "title"), maxDescription)
-	}
-	if name("description", is("description") == aNull || is("description") == aText) {
-		named = append(named, "description_cut")
-		s.Description, s.DescriptionCut = cut(text(f, "description"), maxDescription)
-	}
-	if name("priority", is("priority") == aNumber) {
-		s.Priority = int32(number(f, "priority"))
-	}
-	if name("estimate", is("estimate") == aNull || is("estimate") == aNumber) {
-		s.Estimate = number(f, "estimate")
-	}
-	if name("due_date", is("dueDate") == aNull || is("dueDate") == aText) {
-		s.DueDate, _ = cut(text(f, "dueDate"), len("2026-11-30"))
-	}
-	if name("trashed", is("trashed") == aNull || is("trashed") == aBool) {
-		s.Trashed = f["trashed"].GetBoolValue()
-	}
-	if name("labels", is("labelIds") == aList || is("labels") == aList || shapeOf(inner(f, "labels")["nodes"]) == aList) {
-		s.Labels = labels(f)
-	}
-	for field, to := range map[string]**storev1.Ref{
-		"assignee": &s.Assignee, "delegate": &s.Delegate, "creator": &s.Creator, "project": &s.Project, "cycle": &s.Cycle, "parent": &s.Parent,
-	} {
-		r := reference(f, field)
-		if name(field, r != nil || is(field) == aNull || is(field+"Id") == aNull) {
-			*to = r
-		}
-	}
-	if r := reference(f, "state"); name("state", r != nil || text(inner(f, "state"), "type") != "") {
-		s.State = &storev1.WorkflowState{Id: r.GetId(), Name: r.GetName(), Type: text(inner(f, "state"), "type")}
-	}
-	if r := reference(f, "team"); name("team", r != nil) {
-		s.Team = &storev1.Team{Id: r.GetId(), Name: r.GetName(), Key: text(inner(f, "team"), "key")}
-	}
-	for _, t := range []struct {
-		field, property string
-		always          bool
-		to              **timestamppb.Timestamp
-	}{
-		{"linear_create_time", "createdAt", true, &s.LinearCreateTime},
-		{"linear_update_time", "updatedAt", true, &s.LinearUpdateTime},
-		{"start_time", "startedAt", false, &s.StartTime},
-		{"complete_time", "completedAt", false, &s.CompleteTime},
-		{"cancel_time", "canceledAt", false, &s.CancelTime},
-		{"archive_time", "archivedAt", false, &s.ArchiveTime},
-	} {
-		at := moment(f, t.property)
-		if name(t.field, at != nil || is(t.property) == aNull && !t.always) {
-			*t.to = at
-		}
+	if isThings(f, "relations") && isThings(f, "inverseRelations") {
+		s.Relations, named = relations(f), append(named, "relations")
 	}
 	slices.Sort(named)
 	return s, named
 }
-
-// shape is what a property holds.
-type shape int
-
-const (
-	absent shape = iota
-	aNull
-	aBool
-	aNumber
-	aText
-	aList
-	aThing
-)
-
-func shapeOf(v *structpb.Value) shape {
-	switch v.GetKind().(type) {
-	case *structpb.Value_NullValue:
-		return aNull
-	case *structpb.Value_BoolValue:
-		return aBool
-	case *structpb.Value_NumberValue:
-		return aNumber
-	case *structpb.Value_StringValue:
-		return aText
-	case *structpb.Value_ListValue:
-		return aList
-	case *structpb.Value_StructValue:
-		return aThing
-	default:
-		return absent
-	}
-}
-
-const (
-	maxIdentifier  = 64 // characters, of a team's key and a number
-	maxIdentifiers = 32 // earlier ones, of which the newest are kept
-	maxLabels      = 256
-)
 
 func identifiers(f map[string]*structpb.Value) []string {
 	all := texts(f, "previousIdentifiers")
@@ -270,120 +189,93 @@ func identifiers(f map[string]*structpb.Value) []string {
 	return all
 }
 
-// keepNames gives things the names that they had, where a report has only their ids.
-func keepNames(s, old *storev1.IssueState) {
-	for id, name := range s.GetLabels() {
-		if name == "" {
-			s.Labels[id] = old.GetLabels()[id]
+// refs are what an issue refers to by id and name, but for labels.
+func refs(s *storev1.IssueState) map[string]*storev1.Ref {
+	return map[string]*storev1.Ref{
+		"assignee": s.GetAssignee(), "delegate": s.GetDelegate(), "creator": s.GetCreator(), "project": s.GetProject(), "cycle": s.GetCycle(), "parent": s.GetParent(),
+		"milestone": s.GetMilestone(),
+	}
+}
+
+// keepNames gives things the names that they had, where a report has only their ids, or was sent before somebody renamed them.
+func keepNames(s, old *storev1.IssueState, named []string, sentMs int64) {
+	was := map[string]*storev1.Label{}
+	for _, l := range old.GetLabels() {
+		was[l.GetId()] = l
+	}
+	for _, l := range s.GetLabels() {
+		if !slices.Contains(named, "labels") {
+			break
+		}
+		if known := was[l.GetId()]; known != nil && (l.GetName() == "" || known.GetNamedMs() > sentMs) {
+			l.Name, l.Color, l.NamedMs = known.GetName(), cmp.Or(known.GetColor(), l.GetColor()), known.GetNamedMs()
+		} else if l.GetName() != "" {
+			l.NamedMs, l.Color = sentMs, cmp.Or(l.GetColor(), known.GetColor())
 		}
 	}
-	for _, r := range [][2]*storev1.Ref{
-		{s.GetAssignee(), old.GetAssignee()},
-		{s.GetDelegate(), old.GetDelegate()},
-		{s.GetCreator(), old.GetCreator()},
-		{s.GetProject(), old.GetProject()},
-		{s.GetCycle(), old.GetCycle()},
-		{s.GetParent(), old.GetParent()},
-	} {
-		if r[0] != nil && r[0].GetId() == r[1].GetId() {
-			r[0].Name = cmp.Or(r[0].GetName(), r[1].GetName())
+	earlier := refs(old)
+	for field, r := range refs(s) {
+		if r == nil || !slices.Contains(named, field) {
+			continue
+		}
+		if known := earlier[field]; known.GetId() == r.GetId() && (r.GetName() == "" || known.GetNamedMs() > sentMs) {
+			r.Name, r.NamedMs = known.GetName(), known.GetNamedMs()
+		} else if r.GetName() != "" {
+			r.NamedMs = sentMs
 		}
 	}
 	if was := old.GetState(); s.GetState().GetId() != "" && s.GetState().GetId() == was.GetId() {
 		s.State.Name, s.State.Type = cmp.Or(s.GetState().GetName(), was.GetName()), cmp.Or(s.GetState().GetType(), was.GetType())
+		s.State.Color = cmp.Or(s.GetState().GetColor(), was.GetColor())
 	}
 	if was := old.GetTeam(); s.GetTeam() != nil && s.GetTeam().GetId() == was.GetId() {
 		s.Team.Name, s.Team.Key = cmp.Or(s.GetTeam().GetName(), was.GetName()), cmp.Or(s.GetTeam().GetKey(), was.GetKey())
 	}
 }
 
-func text(f map[string]*structpb.Value, name string) string {
-	return strings.ReplaceAll(f[name].GetStringValue(), "\x00", "")
-}
-
-// number is 0 for what is none, and for what no field could hold.
-func number(f map[string]*structpb.Value, name string) float64 {
-	if n := f[name].GetNumberValue(); math.Abs(n) < 1<<31 {
-		return n
-	}
-	return 0
-}
-
-func inner(f map[string]*structpb.Value, name string) map[string]*structpb.Value {
-	return f[name].GetStructValue().GetFields()
-}
-
-// reference names a thing, by its own property or by the thing's; nil: there is none. A cycle may have only a number, and an issue is
-// known by its identifier.
-func reference(f map[string]*structpb.Value, name string) *storev1.Ref {
-	thing := inner(f, name)
-	r := &storev1.Ref{Id: cmp.Or(text(f, name+"Id"), text(thing, "id")), Name: cmp.Or(text(thing, "name"), text(thing, "identifier"))}
-	if n := number(thing, "number"); r.GetName() == "" && n > 0 {
-		r.Name = strconv.Itoa(int(n))
-	}
-	if !isID(r.GetId()) {
-		return nil
-	}
-	r.Name, _ = cut(r.GetName(), maxName)
-	return r
-}
-
-// maxName is how many characters of a name are kept.
-const maxName = 256
-
-func texts(f map[string]*structpb.Value, name string) (out []string) {
-	for _, v := range f[name].GetListValue().GetValues() {
-		if s := strings.ReplaceAll(v.GetStringValue(), "\x00", ""); s != "" {
-			out = append(out, s)
-		}
-	}
-	return out
-}
-
-// labels are the names of an issue's labels by their ids. The API has them as a connection.
-func labels(f map[string]*structpb.Value) map[string]string {
-	names := map[string]string{}
-	add := func(id, name string) {
-		if _, known := names[id]; isID(id) && (known || len(names) < maxLabels) {
-			names[id], _ = cut(name, maxName)
+// labels are an issue's labels by their ids.
+func labels(f map[string]*structpb.Value) []*storev1.Label {
+	known := map[string]*storev1.Label{}
+	add := func(id, name, color string) {
+		if l := known[id]; isID(id) && (l != nil || len(known) < maxLabels) {
+			known[id] = &storev1.Label{Id: id, Name: name, Color: color}
 		}
 	}
 	for _, id := range texts(f, "labelIds") {
-		add(id, "")
+		add(id, "", "")
 	}
-	for _, list := range []*structpb.ListValue{f["labels"].GetListValue(), inner(f, "labels")["nodes"].GetListValue()} {
-		for _, v := range list.GetValues() {
-			label := v.GetStructValue().GetFields()
-			add(text(label, "id"), text(label, "name"))
+	for _, v := range things(f, "labels") {
+		label := v.GetStructValue().GetFields()
+		add(text(label, "id"), nameOf(label), color(label))
+	}
+	out := slices.Collect(maps.Values(known))
+	slices.SortFunc(out, func(a, b *storev1.Label) int { return cmp.Compare(a.GetId(), b.GetId()) })
+	return out
+}
+
+// relations are how an issue is related to others, from both ends.
+func relations(f map[string]*structpb.Value) (out []*storev1.IssueRelation) {
+	for _, end := range []struct {
+		list, issue string
+		inverse     map[string]string
+	}{{"relations", "relatedIssue", nil}, {"inverseRelations", "issue", map[string]string{"blocks": "blocked_by", "duplicate": "duplicated_by"}}} {
+		for _, v := range things(f, end.list) {
+			r := v.GetStructValue().GetFields()
+			other := reference(r, end.issue)
+			if other == nil || !isID(text(r, "id")) || len(out) == maxListed {
+				continue
+			}
+			kind, _ := cut(text(r, "type"), maxIdentifier)
+			out = append(out, &storev1.IssueRelation{Id: text(r, "id"), Type: cmp.Or(end.inverse[kind], kind), Issue: other})
 		}
 	}
-	return names
+	slices.SortFunc(out, func(a, b *storev1.IssueRelation) int {
+		return cmp.Or(cmp.Compare(a.GetType(), b.GetType()), cmp.Compare(a.GetId(), b.GetId()))
+	})
+	return out
 }
 
-// moment is nil for what is no time of this era.
-func moment(f map[string]*structpb.Value, name string) *timestamppb.Timestamp {
-	t, err := time.Parse(time.RFC3339Nano, f[name].GetStringValue())
-	if err != nil || t.Year() < 1970 || t.Year() > 9999 {
-		return nil
-	}
-	return timestamppb.New(t)
-}
-
-// cut shortens a text to n characters and tells whether it was longer.
-func cut(s string, n int) (string, bool) {
-	if len(s) <= n || utf8.RuneCountInString(s) <= n {
-		return s, false
-	}
-	for i := range s {
-		if n == 0 {
-			return s[:i], true
-		}
-		n--
-	}
-	return s, false
-}
-
-func hashFields(s *storev1.IssueState) string {
+func hashFields(s proto.Message) string {
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(s)
 	if err != nil {
 		return ""
@@ -479,7 +371,7 @@ func compareStamps(a, b *storev1.IssueStamp) int {
 func applyReport(s *storev1.IssueState, w *issueReport, exists bool, now time.Time) (changed, applied bool) {
 	heard := exists && s.GetStamp() != nil
 	old := s.GetStamp()
-	stamp, fields := w.believable(now)
+	stamp, fields := believable(w.stamp, w.fields, now)
 	same := heard && stamp.GetTimeMs() == old.GetTimeMs()
 	// What Linear says of a date outweighs what was guessed.
 	newer := !heard || compareStamps(stamp, old) > 0 || old.GetGuessed() && !stamp.GetGuessed() && w.trusted && !w.removed
@@ -499,7 +391,7 @@ func applyReport(s *storev1.IssueState, w *issueReport, exists bool, now time.Ti
 	refetch := s.GetRefetch() || !heard && !w.create || same && stamp.GetHash() != old.GetHash() || stamp.GetGuessed()
 	was := proto.CloneOf(s)
 	rpc.Set(s, fields, w.named...)
-	keepNames(s, was)
+	keepNames(s, was, w.named, max(stamp.GetSentMs(), stamp.GetTimeMs()))
 	s.RemoveTime = nil
 	if w.removed {
 		s.RemoveTime = timestamppb.New(time.UnixMilli(stamp.GetTimeMs()))
@@ -514,7 +406,10 @@ func applyReport(s *storev1.IssueState, w *issueReport, exists bool, now time.Ti
 
 // applyIssue is applyReport in a change, which keeps the payload too: what the report's does not have stays in it.
 func applyIssue(tx *object.Tx[issueState], w *issueReport) bool {
+	was := proto.CloneOf(tx.State())
 	changed, applied := applyReport(tx.State(), w, tx.Exists(), tx.Now())
+	recorded := recordChange(tx, w, was, applied)
+	recorded = confirm(tx.State()) || recorded
 	switch {
 	case applied && w.payload != nil:
 		payload := proto.CloneOf(w.payload)
@@ -523,7 +418,7 @@ func applyIssue(tx *object.Tx[issueState], w *issueReport) bool {
 		}
 		payload.ReceiveTime = timestamppb.New(tx.Now())
 		tx.Put(inRaw, rawKey, payload)
-	case !changed:
+	case !changed && !recorded:
 		tx.Unchanged()
 	}
 	return applied
@@ -577,14 +472,16 @@ func open(s *storev1.IssueState) bool {
 	return known(s) && s.GetArchiveTime() == nil && !s.GetTrashed()
 }
 
-// known tells whether an issue was heard of for certain, and is still there.
-func known(s *storev1.IssueState) bool { return s.GetStamp() != nil && s.GetRemoveTime() == nil }
+// known tells whether an issue was heard of for certain, or asked for here, and is still there.
+func known(s *storev1.IssueState) bool {
+	return (s.GetStamp() != nil || creating(s)) && s.GetRemoveTime() == nil
+}
 
 // issueTerms are what issues can be listed by; each term of a set has one for the open ones alone. A removed issue has
 // none, but for asking Linear about it.
 func issueTerms(s *storev1.IssueState) []string {
-	var t []string
-	if known(s) {
+	t := outboxTerms(s)
+	if s = shown(s); known(s) {
 		t = append(t, "any")
 		for _, set := range [][2]string{
 			{"team=", s.GetTeam().GetId()}, {"linear_project=", s.GetProject().GetId()}, {"assignee=", s.GetAssignee().GetId()},
@@ -594,42 +491,72 @@ func issueTerms(s *storev1.IssueState) []string {
 			}
 		}
 		if open(s) {
-			for _, term := range t[1:] {
+			for _, term := range t[slices.Index(t, "any")+1:] {
 				t = append(t, term+"/open")
 			}
 			t = append(t, "open")
 		}
+		for _, set := range [][2]string{{"cycle=", s.GetCycle().GetId()}, {"parent=", s.GetParent().GetId()}, {"delegate=", s.GetDelegate().GetId()}} {
+			if set[1] != "" {
+				t = append(t, set[0]+set[1])
+			}
+		}
+		for _, l := range s.GetLabels() {
+			t = append(t, "label="+l.GetId())
+		}
 		for _, identifier := range append(s.GetPreviousIdentifiers(), s.GetIdentifier()) {
-			if term := "identifier=" + identifier; identifier != "" && !slices.Contains(t, term) {
-				t = append(t, term)
+			if identifier != "" {
+				t = append(t, "identifier="+identifier)
 			}
 		}
 	}
 	if s.GetRefetch() {
 		t = append(t, refetchTerm)
 	}
-	return t
+	slices.Sort(t)
+	return slices.Compact(t)
 }
+
+// issueOrders are where an issue is in each order, among all and among the open ones.
+func issueOrders(s *storev1.IssueState) (orders []object.Order) {
+	if !known(s) {
+		return nil
+	}
+	sets := []string{"any"}
+	if open(s) {
+		sets = append(sets, "open")
+	}
+	updated, urgency := milli(s.GetLinearUpdateTime()), int64(0)
+	if p := s.GetPriority(); p > 0 && p < 5 {
+		urgency = int64(5 - p)
+	}
+	for _, set := range sets {
+		orders = append(orders,
+			object.Order{Term: orderTerm(linearv1.IssueOrder_ISSUE_ORDER_UPDATED, set), Time: time.UnixMilli(updated)},
+			object.Order{Term: orderTerm(linearv1.IssueOrder_ISSUE_ORDER_CREATED, set), Time: time.UnixMilli(milli(s.GetLinearCreateTime()))},
+			object.Order{Term: orderTerm(linearv1.IssueOrder_ISSUE_ORDER_PRIORITY, set), Time: time.UnixMilli(updated + urgency*millennium)})
+	}
+	return orders
+}
+
+func orderTerm(o linearv1.IssueOrder, set string) string { return "order=" + o.String() + "/" + set }
+
+const (
+	// lastMilli is in the year 2286.
+	lastMilli  = 9_999_999_999_999
+	millennium = 1000 * 365 * 24 * 3600 * 1000
+)
+
+func milli(t *timestamppb.Timestamp) int64 { return min(max(t.AsTime().UnixMilli(), 0), lastMilli) }
 
 // refetchTerm lists the issues that Linear has to be asked for.
 const refetchTerm = "refetch"
 
 func issueTTL(s *storev1.IssueState) time.Duration {
-	if s.GetRemoveTime() != nil || s.GetStamp() == nil && !s.GetRefetch() {
+	if s.GetRemoveTime() != nil || s.GetStamp() == nil && !s.GetRefetch() && !creating(s) {
 		return tombstoneTTL
 	}
 	return 0
-}
-
-// eachIssue calls do for every report, side by side, so that they share transactions. It returns the first error.
-func eachIssue(reports []*issueReport, do func(*issueReport) error) error {
-	var wait sync.WaitGroup
-	errs := make([]error, len(reports))
-	for i, w := range reports {
-		wait.Go(func() { errs[i] = do(w) })
-	}
-	wait.Wait()
-	return errors.Join(errs...)
 }
 
 // readPayload reads JSON that came over the wire as a struct. Numbers become float64.

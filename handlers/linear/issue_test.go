@@ -110,7 +110,7 @@ func TestIssueFields(t *testing.T) {
 		t.Errorf("(-webhook +API):\n%s", diff)
 	}
 	s := read(api)
-	if len([]rune(s.GetDescription())) != maxDescription || !s.GetDescriptionCut() || s.GetEstimate() != 2.5 || s.GetParent().GetId() != "i0" || s.GetLabels()["b"] != "B" || s.GetCancelTime() != nil || !s.GetTrashed() {
+	if len([]rune(s.GetDescription())) != maxDescription || !s.GetDescriptionCut() || s.GetEstimate() != 2.5 || s.GetParent().GetId() != "i0" || s.GetLabels()[1].GetName() != "B" || s.GetCancelTime() != nil || !s.GetTrashed() {
 		t.Errorf("%v", s)
 	}
 	for name, m := range map[string]map[string]any{
@@ -163,7 +163,7 @@ func TestIssueFiltersAreTerms(t *testing.T) {
 			"identifier": {Identifiers: []string{"ENG-1"}}, "every": {TeamIds: []string{"t"}, ProjectIds: []string{"p"}, AssigneeIds: []string{"a"}},
 		} {
 			f.Open = open
-			o, whole := issueOptions(f)
+			o, whole := issueOptions(f, linearv1.IssueOrder_ISSUE_ORDER_UNSPECIFIED)
 			for _, term := range append(o.Terms, o.AnyTerm...) {
 				if !slices.Contains(issueTerms(s), term) {
 					t.Errorf("%s: the filter %q is none of %q", name, term, issueTerms(s))

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,13 +13,14 @@ import (
 
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	linearv1 "holdfast/gen/holdfast/linear/v1"
+	storev1 "holdfast/gen/holdfast/store/linear/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/object"
 )
 
 func presentIssue(s object.Snapshot[issueState]) *linearv1.Issue {
-	return rpc.Present(&linearv1.Issue{}, s.Info, s.State)
+	return rpc.Present(&linearv1.Issue{}, s.Info, shown(s.State))
 }
 
 // PutIssues implements LinearService.
@@ -92,7 +92,7 @@ const payloadRoom = maxPayload + 4<<10
 
 // ListIssues implements LinearService.
 func (m *Manager) ListIssues(ctx context.Context, req *linearv1.ListIssuesRequest) (*linearv1.ListIssuesResponse, error) {
-	o, whole := issueOptions(req.GetFilter())
+	o, whole := issueOptions(req.GetFilter(), req.GetOrder())
 	if req.GetWithPayload() {
 		o.Around = payloadRoom
 	}
@@ -142,7 +142,7 @@ func (m *Manager) listByID(ctx context.Context, req *linearv1.ListIssuesRequest,
 	}
 	var room object.Room
 	for i, v := range viewed {
-		if !v.Found || v.Snapshot.State.GetStamp() == nil || !fitsIssue(req.GetFilter(), v.Snapshot.State) {
+		if !v.Found || v.Snapshot.State.GetStamp() == nil && len(v.Snapshot.State.GetLocalChanges()) == 0 || !fitsIssue(req.GetFilter(), v.Snapshot.State) {
 			continue
 		}
 		issue := presentIssue(v.Snapshot)
@@ -156,9 +156,8 @@ func (m *Manager) listByID(ctx context.Context, req *linearv1.ListIssuesRequest,
 }
 
 // issueOptions choose the index that a filter's list walks, and tell whether that is the whole filter.
-func issueOptions(f *linearv1.IssueFilter) (o object.ListOptions, whole bool) {
-	conditions := len(f.GetStateTypes()) + len(f.GetLabelNames()) + len(f.GetText()) + len(f.GetStateIds()) + len(f.GetLabelIds()) + len(f.GetPriorities()) +
-		len(f.GetCycleIds()) + len(f.GetParentIds()) + len(f.GetDelegateIds())
+func issueOptions(f *linearv1.IssueFilter, order linearv1.IssueOrder) (o object.ListOptions, whole bool) {
+	conditions := len(f.GetStateTypes()) + len(f.GetLabelNames()) + len(f.GetText()) + len(f.GetStateIds()) + len(f.GetPriorities())
 	if f.GetUpdatedSince() != nil {
 		conditions++
 	}
@@ -172,22 +171,26 @@ func issueOptions(f *linearv1.IssueFilter) (o object.ListOptions, whole bool) {
 		values         []string
 	}{
 		{"identifier=", "", f.GetIdentifiers()},
+		{"parent=", "", f.GetParentIds()},
+		{"cycle=", "", f.GetCycleIds()},
 		{"assignee=", suffix, f.GetAssigneeIds()},
+		{"delegate=", "", f.GetDelegateIds()},
 		{"linear_project=", suffix, f.GetProjectIds()},
+		{"label=", "", f.GetLabelIds()},
 		{"team=", suffix, f.GetTeamIds()},
 	} {
-		if len(set.values) > 0 && o.AnyTerm != nil {
+		if len(set.values) > 0 && (o.AnyTerm != nil || set.suffix != suffix || order != linearv1.IssueOrder_ISSUE_ORDER_UNSPECIFIED) {
 			conditions++
 		}
-		if len(set.values) == 0 || o.AnyTerm != nil {
+		if o.AnyTerm != nil {
 			continue
 		}
 		for _, v := range set.values {
 			o.AnyTerm = append(o.AnyTerm, set.prefix+v+set.suffix)
 		}
-		if set.suffix != suffix {
-			conditions++
-		}
+	}
+	if order != linearv1.IssueOrder_ISSUE_ORDER_UNSPECIFIED {
+		return object.ListOptions{Order: orderTerm(order, all)}, conditions == 0
 	}
 	if o.AnyTerm == nil {
 		o.Terms = []string{all}
@@ -197,17 +200,25 @@ func issueOptions(f *linearv1.IssueFilter) (o object.ListOptions, whole bool) {
 
 // fitsIssue tells whether an issue is one that a filter chooses.
 func fitsIssue(f *linearv1.IssueFilter, s issueState) bool {
+	s = shown(s)
 	among := func(wanted []string, has ...string) bool {
 		return len(wanted) == 0 || slices.ContainsFunc(has, func(v string) bool { return slices.Contains(wanted, v) })
 	}
 	return among(f.GetIdentifiers(), append(s.GetPreviousIdentifiers(), s.GetIdentifier())...) && among(f.GetTeamIds(), s.GetTeam().GetId()) &&
 		among(f.GetProjectIds(), s.GetProject().GetId()) && among(f.GetAssigneeIds(), s.GetAssignee().GetId()) &&
-		among(f.GetStateTypes(), s.GetState().GetType()) && among(f.GetLabelNames(), slices.Collect(maps.Values(s.GetLabels()))...) &&
-		among(f.GetStateIds(), s.GetState().GetId()) && among(f.GetLabelIds(), slices.Collect(maps.Keys(s.GetLabels()))...) &&
+		among(f.GetStateTypes(), s.GetState().GetType()) && among(f.GetLabelNames(), eachLabel(s, (*storev1.Label).GetName)...) &&
+		among(f.GetStateIds(), s.GetState().GetId()) && among(f.GetLabelIds(), eachLabel(s, (*storev1.Label).GetId)...) &&
 		among(f.GetCycleIds(), s.GetCycle().GetId()) && among(f.GetParentIds(), s.GetParent().GetId()) && among(f.GetDelegateIds(), s.GetDelegate().GetId()) &&
 		(len(f.GetPriorities()) == 0 || slices.Contains(f.GetPriorities(), s.GetPriority())) &&
 		(!f.GetOpen() || open(s)) && !s.GetLinearUpdateTime().AsTime().Before(f.GetUpdatedSince().AsTime()) &&
 		(f.GetText() == "" || contains(f.GetText(), s.GetIdentifier(), s.GetTitle(), s.GetDescription()))
+}
+
+func eachLabel(s issueState, get func(*storev1.Label) string) (out []string) {
+	for _, l := range s.GetLabels() {
+		out = append(out, get(l))
+	}
+	return out
 }
 
 // contains tells whether one of the texts has a part in it, whatever the case.

@@ -17,16 +17,21 @@ import (
 
 // What the kinds store.
 type (
-	issueState    = *storev1.IssueState
-	endpointState = *storev1.EndpointState
-	deliveryState = *storev1.DeliveryState
-	syncState     = *storev1.SyncState
+	issueState      = *storev1.IssueState
+	commentState    = *storev1.CommentState
+	attachmentState = *storev1.AttachmentState
+	sessionState    = *storev1.AgentSessionState
+	endpointState   = *storev1.EndpointState
+	deliveryState   = *storev1.DeliveryState
+	syncState       = *storev1.SyncState
 )
 
-// The collection of an issue, and the key of its one entry.
+// The collections of an issue, of which one has one entry, and that of an agent's session.
 const (
-	inRaw  = "raw"
-	rawKey = "issue"
+	inRaw        = "raw"
+	rawKey       = "issue"
+	inHistory    = "history"
+	inActivities = "activities"
 )
 
 const (
@@ -38,18 +43,31 @@ const (
 
 // Kinds are those of this manager.
 type Kinds struct {
-	Issues     *object.Kind[issueState]
-	Endpoints  *object.Kind[endpointState]
-	Deliveries *object.Kind[deliveryState]
-	Syncs      *object.Kind[syncState]
+	Issues        *object.Kind[issueState]
+	Comments      *object.Kind[commentState]
+	Attachments   *object.Kind[attachmentState]
+	AgentSessions *object.Kind[sessionState]
+	Endpoints     *object.Kind[endpointState]
+	Deliveries    *object.Kind[deliveryState]
+	Syncs         *object.Kind[syncState]
 }
 
 // Register adds the kinds to the runtime.
 func Register(rt *object.Runtime) Kinds {
 	return Kinds{
 		Issues: object.Register(rt, object.KindConfig[issueState]{
-			Name: "linear_issue", SchemaVersion: 1, Terms: issueTerms, TTLOf: issueTTL,
-			Collections: map[string]proto.Message{inRaw: &storev1.IssuePayload{}},
+			Name: "linear_issue", SchemaVersion: 1, Terms: issueTerms, Orders: issueOrders, TTLOf: issueTTL,
+			Collections: map[string]proto.Message{inRaw: &storev1.IssuePayload{}, inHistory: &storev1.IssueChange{}},
+		}),
+		Comments: object.Register(rt, object.KindConfig[commentState]{
+			Name: "linear_comment", SchemaVersion: 1, Orders: partOrders[commentState], TTLOf: partTTL[commentState],
+		}),
+		Attachments: object.Register(rt, object.KindConfig[attachmentState]{
+			Name: "linear_attachment", SchemaVersion: 1, Orders: partOrders[attachmentState], TTLOf: partTTL[attachmentState],
+		}),
+		AgentSessions: object.Register(rt, object.KindConfig[sessionState]{
+			Name: "linear_agent_session", SchemaVersion: 1, Terms: sessionTerms, TTLOf: partTTL[sessionState],
+			Collections: map[string]proto.Message{inActivities: &storev1.AgentActivity{}}, Recent: inActivities, RecentKeep: 10,
 		}),
 		// Secrets are sealed for their endpoint, and one that was removed must not be good again.
 		Endpoints: object.Register(rt, object.KindConfig[endpointState]{
@@ -71,6 +89,8 @@ type Options struct {
 	Seal *seal.Box
 	// SyncNow makes an endpoint's sync run; nil: nothing is synced.
 	SyncNow func(ctx context.Context, t identity.Tenant, endpoint string) error
+	// SendNow has the changes of an issue sent to Linear; nil: a server that syncs sends them.
+	SendNow func(ctx context.Context, t identity.Tenant, issue string) error
 }
 
 // Manager serves LinearService. It is safe for concurrent use.

@@ -16,9 +16,11 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 
 	"holdfast/db/dbtest"
+	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
 	linearv1 "holdfast/gen/holdfast/linear/v1"
 	"holdfast/gen/holdfast/linear/v1/linearv1connect"
 	"holdfast/handlers"
+	"holdfast/handlers/coordination"
 	"holdfast/handlers/handlertest"
 	"holdfast/identity"
 	"holdfast/object"
@@ -81,6 +83,8 @@ func serve(t testing.TB, b *bundle) *bundle {
 					b.synced <- endpoint
 					return nil
 				}})),
+			handlers.NewService[coordinationv1connect.CoordinationServiceHandler](coordinationv1connect.CoordinationServiceName,
+				coordinationv1connect.NewCoordinationServiceHandler, coordination.NewManager(coordination.Register(b.rt), b.DB.Now)),
 		},
 		Routes: []handlers.Route{{Name: "linear webhook", Path: WebhookPath, Handler: NewWebhook(WebhookConfig{
 			Kinds: b.kinds, FindEndpoints: b.DB.FindEndpoints, Open: b.box.Open, Now: b.clock.now, Log: log,

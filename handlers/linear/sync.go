@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	"google.golang.org/protobuf/types/known/structpb"
@@ -32,25 +33,27 @@ type SyncConfig struct {
 	RetryAfter func(error) (time.Duration, bool)
 	Now        func() time.Time
 	Log        *slog.Logger
-	// PageSize is how many issues are read at a time, up to 250. 0: 50.
+	// PageSize is how many things of a list are read at a time. 0: 75, which is also the most: Linear counts what a page may have, and
+	// refuses more than 10,000 points.
 	PageSize int
 	// Overlap is how far behind the high-water mark a pass begins, since an issue may become visible later than its
-	// updatedAt. 0: 5 min.
+	// updatedAt. 0: 2 min.
 	Overlap time.Duration
 }
 
 // Sync reads issues from Linear. It is safe for concurrent use; of two runs for one endpoint one gives up.
 //
-// A pass walks through all issues that were updated since the high-water mark, page by page. After each page is stored the
-// pass's cursor is, so that a process that dies in between reads a page twice and none never. Only after the last page the mark
-// moves, to the newest updatedAt that was seen, but not beyond now: what changed meanwhile is newer and comes in the next pass. An issue
-// that was deleted does not appear: webhooks report that.
+// A pass walks through all issues, comments and attachments that were updated since the high-water mark of each list, a page of each in one
+// request. After the pages are stored the pass's cursors are, so that a process that dies in between reads a page twice and none never.
+// Only after the last page of a list its mark moves, to the newest updatedAt that was seen, but not beyond now: what changed meanwhile is
+// newer and comes in the next pass. What was deleted does not appear. Webhooks report it, and once a day all ids are read: see sweep.
 //
 // # Failures
 //
 // What is wrong with one issue does not hold up the others. A property that has an error is left as it is known. Where an error leaves
 // out issues, the page is read again as ids, and then its issues in halves; those that fail alone are skipped, and asked for later, each
-// time after twice as long. What is wrong with all of Linear, the key or a query ends the run, and makes the next one wait: Linear's rate
+// time after twice as long. A list of comments or attachments that Linear refuses is left out, for longer each time, and the issues are
+// read. What is wrong with all of Linear, the key or a query ends the run, and makes the next one wait: Linear's rate
 // limit as long as it says, all else twice as long each time, up to an hour.
 type Sync struct{ c SyncConfig }
 
@@ -59,12 +62,11 @@ func NewSync(c SyncConfig) *Sync {
 	if c.RetryAfter == nil {
 		c.RetryAfter = func(error) (time.Duration, bool) { return 0, false }
 	}
-	if c.PageSize <= 0 {
-		c.PageSize = 50
+	if c.PageSize <= 0 || c.PageSize > maxPage {
+		c.PageSize = maxPage
 	}
-	c.PageSize = min(c.PageSize, 250)
 	if c.Overlap <= 0 {
-		c.Overlap = 5 * time.Minute
+		c.Overlap = 2 * time.Minute
 	}
 	return &Sync{c}
 }
@@ -79,6 +81,8 @@ const (
 	stepTime = time.Minute
 	// maxSplits is how often a run reads issues again in halves.
 	maxSplits = 64
+	// maxPage is how many things are read at a time.
+	maxPage = 75
 )
 
 // Once brings one endpoint's issues up to date: all that changed, and those that reports left in doubt. Until its time has come it does
@@ -167,6 +171,9 @@ func (r *syncRun) all(ctx context.Context, t identity.Tenant) error {
 	if other := r.refetch(ctx); other != nil && (err == nil || other.Error() != err.Error()) {
 		err = errors.Join(err, other)
 	}
+	if err == nil {
+		err = r.sweep(ctx)
+	}
 	return err
 }
 
@@ -201,52 +208,121 @@ func (r *syncRun) begin(s *storev1.SyncState) {
 	added := func(t string) bool { return !slices.Contains(was, t) }
 	if len(was) > 0 && (len(teams) == 0 || slices.ContainsFunc(teams, added)) {
 		s.HighWaterTime = nil
+		for _, l := range s.GetLists() {
+			l.HighWaterTime = nil
+		}
 	}
+	another := s.GetKeyId() != r.keyID()
 	if !slices.Equal(teams, was) {
 		s.Pass, s.TeamIds = nil, teams
+		for _, l := range s.GetLists() {
+			l.Pass = nil
+		}
 	}
 	s.RunUntilTime, s.KeyId, s.NotBefore, s.Limited = timestamppb.New(now.Add(stepTime)), r.keyID(), nil, false
-	if s.GetPass() != nil {
-		return
+	s.Pass = r.beginPass(s.GetPass(), s.GetHighWaterTime())
+	for _, name := range []string{comments, attachments} {
+		if l := listOf(s, name); another || !l.GetNotBefore().AsTime().After(now) {
+			l.Pass = r.beginPass(l.GetPass(), l.GetHighWaterTime())
+		}
 	}
-	since := time.UnixMilli(0)
-	if s.GetHighWaterTime() != nil {
-		since = s.GetHighWaterTime().AsTime().Add(-r.c.Overlap)
-	}
-	s.Pass = &storev1.SyncPass{SinceTime: timestamppb.New(since), StartTime: timestamppb.New(now)}
 }
 
-// endPage notes a page that is stored, and with the last one ends the pass.
-func (r *syncRun) endPage(s *storev1.SyncState, cursor string, newest time.Time, issues int) {
-	p, now := s.GetPass(), r.c.Now()
-	if newest.After(now) {
-		newest = now
+// beginPass is the pass that is under way, or a new one since a mark.
+func (r *syncRun) beginPass(pass *storev1.SyncPass, mark *timestamppb.Timestamp) *storev1.SyncPass {
+	if pass != nil {
+		return pass
 	}
-	if newest.After(p.GetNewestTime().AsTime()) {
-		p.NewestTime = timestamppb.New(newest)
+	since := time.UnixMilli(0)
+	if mark != nil {
+		since = mark.AsTime().Add(-r.c.Overlap)
 	}
-	p.Cursor = cursor
-	p.PageCount++
-	if p.GetPageCount()&(p.GetPageCount()-1) == 0 {
-		p.MetCursor = cursor // Brent's algorithm: a circle is found before the pass has gone round it three times
+	return &storev1.SyncPass{SinceTime: timestamppb.New(since), StartTime: timestamppb.New(r.c.Now())}
+}
+
+// listOf is where a list beside the issues stands.
+func listOf(s *storev1.SyncState, name string) *storev1.SyncList {
+	for _, l := range s.GetLists() {
+		if l.GetName() == name {
+			return l
+		}
 	}
-	s.IssueCount += int32(issues) //nolint:gosec // a page at a time
+	l := &storev1.SyncList{Name: name}
+	s.Lists = append(s.Lists, l)
+	return l
+}
+
+// passes are those under way, by list.
+func passes(s *storev1.SyncState) map[string]*storev1.SyncPass {
+	under := map[string]*storev1.SyncPass{}
+	if s.GetPass() != nil {
+		under[issues] = s.GetPass()
+	}
+	for _, l := range s.GetLists() {
+		if l.GetPass() != nil {
+			under[l.GetName()] = l.GetPass()
+		}
+	}
+	return under
+}
+
+// stored is what became of a page.
+type stored struct {
+	cursor string
+	newest time.Time
+	things int
+}
+
+// endPages notes pages that are stored. The last one of a list moves its mark, and that of the last list ends the pass.
+func (r *syncRun) endPages(s *storev1.SyncState, done map[string]stored) {
+	now := r.c.Now()
+	for name, of := range done {
+		p := passes(s)[name]
+		if of.newest.After(now) {
+			of.newest = now
+		}
+		if of.newest.After(p.GetNewestTime().AsTime()) {
+			p.NewestTime = timestamppb.New(of.newest)
+		}
+		p.Cursor = of.cursor
+		p.PageCount++
+		if p.GetPageCount()&(p.GetPageCount()-1) == 0 {
+			p.MetCursor = of.cursor // Brent's algorithm: a circle is found before the pass has gone round it three times
+		}
+		ended, mark := of.cursor == "", p.GetNewestTime()
+		switch {
+		case name == issues:
+			s.IssueCount += int32(of.things) //nolint:gosec // a page at a time
+			if ended {
+				s.HighWaterTime, s.Pass = later(s.GetHighWaterTime(), mark), nil
+			}
+		default:
+			l := listOf(s, name)
+			l.Error, l.FailureCount, l.NotBefore = "", 0, nil
+			if ended {
+				l.HighWaterTime, l.Pass = later(l.GetHighWaterTime(), mark), nil
+			}
+		}
+	}
 	s.Error, s.FailureCount, s.RunUntilTime = "", 0, timestamppb.New(now.Add(stepTime))
-	if cursor != "" {
-		return
+	if len(passes(s)) == 0 {
+		s.CompleteTime, s.RunUntilTime = timestamppb.New(now), nil
 	}
-	if p.GetNewestTime() != nil && p.GetNewestTime().AsTime().After(s.GetHighWaterTime().AsTime()) {
-		s.HighWaterTime = p.GetNewestTime()
+}
+
+func later(a, b *timestamppb.Timestamp) *timestamppb.Timestamp {
+	if b != nil && b.AsTime().After(a.AsTime()) {
+		return b
 	}
-	s.Pass, s.CompleteTime, s.RunUntilTime = nil, timestamppb.New(now), nil
+	return a
 }
 
 // pass reads all pages of the pass that is under way, or of a new one.
 func (r *syncRun) pass(ctx context.Context) error {
 	err := r.move(ctx, r.begin)
-	for err == nil && r.state.GetPass() != nil {
+	for err == nil && len(passes(r.state)) > 0 {
 		if err = r.stillWanted(ctx); err == nil {
-			err = r.page(ctx)
+			err = r.pages(ctx, slices.Sorted(maps.Keys(passes(r.state)))...)
 		}
 	}
 	return err
@@ -261,45 +337,142 @@ func (r *syncRun) stillWanted(ctx context.Context) error {
 	return err
 }
 
-func (r *syncRun) page(ctx context.Context) error {
-	pass := r.state.GetPass()
-	of := pages{pass.GetSinceTime().AsTime(), r.endpoint.GetTeamIds(), r.c.PageSize}
-	p, err := r.api.since(ctx, of, pass.GetCursor())
-	if errors.Is(err, errBadCursor) {
-		// It was too old. What the pass has stored is stored; it begins again, and if that does not help the run waits.
-		err = nil
-		if pass.GetRestarted() {
-			err = &apiError{said: "linear does not take its own cursors", kind: linearRefused}
+// pages reads the next page of each list. What one list fails by does not hold up the others.
+func (r *syncRun) pages(ctx context.Context, lists ...string) error {
+	of := pages{r.endpoint.GetTeamIds(), r.c.PageSize, map[string]place{}}
+	under := passes(r.state)
+	for _, list := range lists {
+		of.from[list] = place{under[list].GetSinceTime().AsTime(), under[list].GetCursor()}
+	}
+	got, err := r.api.changes(ctx, of)
+	if len(got) > 0 {
+		r.up = true
+	}
+	var skipped []string
+	for list, p := range got {
+		if !p.whole {
+			var bad []string
+			if p, bad, err = r.pieces(ctx, list, of, p, nil); err != nil {
+				return err
+			}
+			got[list], skipped = p, append(skipped, bad...)
 		}
-		return errors.Join(err, r.move(ctx, func(s *storev1.SyncState) { s.Pass.Cursor, s.Pass.MetCursor, s.Pass.Restarted = "", "", true }))
+	}
+	left := missing(of.from, got)
+	if len(left) == 0 || err == nil {
+		return r.keep(ctx, got, skipped)
+	}
+	if kept := r.keep(ctx, got, skipped); kept != nil {
+		return kept
+	}
+	if errors.Is(err, errBadCursor) {
+		return r.restart(ctx, left)
 	}
 	failed, ok := errors.AsType[*apiError](err)
-	var skipped []string
-	if err == nil && !p.whole || ok && (failed.kind == badIssues || failed.kind == linearDown && r.state.GetFailureCount() >= 2) {
-		p, skipped, err = r.pieces(ctx, of, p, err)
-	}
-	if err != nil {
+	if !ok {
 		return err
 	}
-	r.up = true
-	if p.cursor != "" && p.cursor == pass.GetMetCursor() {
-		err := &apiError{said: "linear's pages go round in a circle", kind: linearRefused}
-		return errors.Join(err, r.move(ctx, func(s *storev1.SyncState) { s.Pass = nil }))
+	if len(got) > 0 && failed.list == "" && !slices.Contains(left, issues) {
+		for _, list := range left { // it is answered as if there were none
+			if err := r.leaveOut(ctx, list, failed); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
-	newest, err := r.store(ctx, p.issues)
-	if err == nil {
-		err = r.skip(ctx, skipped, "linear does not answer it")
+	// The list to blame is the one that the error names, or the issues, or the only one that is left.
+	culprit := failed.list
+	if !slices.Contains(left, culprit) {
+		culprit = left[len(left)-1]
+		if slices.Contains(left, issues) {
+			culprit = issues
+		}
 	}
-	if err != nil {
-		return err
+	named := failed.list == culprit || len(got) > 0 || len(lists) == 1
+	switch {
+	case failed.kind == badThings, failed.kind == linearDown && len(got) == 0 && r.state.GetFailureCount() >= 2:
+		p, bad, other := r.pieces(ctx, culprit, of, page{}, err)
+		if other != nil && culprit != issues {
+			err = r.leaveOut(ctx, culprit, other)
+		} else if err = other; err == nil {
+			err = r.keep(ctx, map[string]page{culprit: p}, bad)
+		}
+	case culprit != issues && named:
+		err = r.leaveOut(ctx, culprit, err)
 	}
-	return r.move(ctx, func(s *storev1.SyncState) { r.endPage(s, p.cursor, newest, len(p.issues)) })
+	if rest := slices.DeleteFunc(left, func(l string) bool { return l == culprit }); err == nil && len(rest) > 0 {
+		return r.pages(ctx, rest...)
+	}
+	return err
 }
 
-// pieces reads a page that Linear does not answer as a whole: the ids of its issues, and then those that p does not have. It returns the
+// keep stores pages, and notes that they are.
+func (r *syncRun) keep(ctx context.Context, got map[string]page, skipped []string) error {
+	if len(got) == 0 {
+		return nil
+	}
+	r.up = true
+	done := map[string]stored{}
+	for list, p := range got {
+		pass := passes(r.state)[list]
+		if p.cursor != "" && p.cursor == pass.GetMetCursor() {
+			err := &apiError{said: "linear's pages go round in a circle", kind: linearRefused}
+			return errors.Join(err, r.move(ctx, func(s *storev1.SyncState) { s.Pass, s.Lists = nil, nil }))
+		}
+		newest, err := r.store(ctx, list, p.things)
+		if err != nil {
+			return err
+		}
+		done[list] = stored{p.cursor, newest, len(p.things)}
+	}
+	if err := r.skip(ctx, skipped, "linear does not answer it"); err != nil {
+		return err
+	}
+	return r.move(ctx, func(s *storev1.SyncState) { r.endPages(s, done) })
+}
+
+// restart begins passes again whose cursors were too old. What they have stored is stored. If that does not help the run waits.
+func (r *syncRun) restart(ctx context.Context, lists []string) error {
+	var err error
+	moved := r.move(ctx, func(s *storev1.SyncState) {
+		err = nil
+		for _, list := range lists {
+			p := passes(s)[list]
+			if p.GetRestarted() {
+				err = &apiError{said: "linear does not take its own cursors", kind: linearRefused}
+			}
+			p.Cursor, p.MetCursor, p.Restarted = "", "", true
+		}
+	})
+	return errors.Join(err, moved)
+}
+
+// leaveOut leaves out a list that Linear does not answer, for longer each time.
+func (r *syncRun) leaveOut(ctx context.Context, list string, failed error) error {
+	if _, ok := errors.AsType[*apiError](failed); !ok {
+		return failed
+	}
+	r.c.Log.WarnContext(ctx, "a list of linear is left out", "endpoint", string(r.id), "list", list, "reason", failed.Error())
+	return r.move(ctx, func(s *storev1.SyncState) {
+		l := listOf(s, list)
+		l.Error, _ = cut(failed.Error(), maxError)
+		l.FailureCount++
+		l.NotBefore, l.Pass = timestamppb.New(r.c.Now().Add(backOff(l.GetFailureCount()))), nil
+		if len(passes(s)) == 0 {
+			s.CompleteTime, s.RunUntilTime = timestamppb.New(r.c.Now()), nil
+		}
+	})
+}
+
+// backOff is how long to wait after so many failures in a row.
+func backOff(failures int32) time.Duration {
+	return jittered(min(firstBackOff<<min(failures-1, 10), maxBackOff))
+}
+
+// pieces reads a page that Linear does not answer as a whole: the ids of its things, and then those that p does not have. It returns the
 // ids of those that Linear does not answer, and failed where it answers no ids either.
-func (r *syncRun) pieces(ctx context.Context, of pages, p page, failed error) (_ page, skipped []string, _ error) {
-	ids, next, err := r.api.idsSince(ctx, of, r.state.GetPass().GetCursor())
+func (r *syncRun) pieces(ctx context.Context, list string, of pages, p page, failed error) (_ page, skipped []string, _ error) {
+	ids, err := r.api.ids(ctx, list, of)
 	if _, limited := errors.AsType[*rateLimitedError](err); limited {
 		return p, nil, err
 	}
@@ -311,23 +484,27 @@ func (r *syncRun) pieces(ctx context.Context, of pages, p page, failed error) (_
 	if e, ok := errors.AsType[*apiError](failed); ok {
 		blamed = e.nodes
 	}
-	missing := without(ids, p.issues)
+	var all []string
+	for _, thing := range ids.things {
+		all = append(all, text(thing.GetFields(), "id"))
+	}
+	missing := without(all, p.things)
 	for _, at := range blamed {
-		if at < len(ids) && slices.Contains(missing, ids[at]) {
-			skipped = append(skipped, ids[at])
+		if at < len(all) && slices.Contains(missing, all[at]) {
+			skipped = append(skipped, all[at])
 		}
 	}
-	found, bad, err := r.byID(ctx, slices.DeleteFunc(missing, func(id string) bool { return slices.Contains(skipped, id) }))
-	return page{issues: append(p.issues, found...), cursor: next}, append(skipped, bad...), err
+	found, bad, err := r.byID(ctx, list, slices.DeleteFunc(missing, func(id string) bool { return slices.Contains(skipped, id) }))
+	return page{things: append(p.things, found...), cursor: ids.cursor, whole: true}, append(skipped, bad...), err
 }
 
-// byID reads issues, in halves where one of them may keep Linear from answering. bad are those that it does not answer; those that it
+// byID reads things of a list, in halves where one of them may keep Linear from answering. bad are those that it does not answer; those that it
 // does not have, or that the key does not see, are in neither.
-func (r *syncRun) byID(ctx context.Context, ids []string) (found []*structpb.Struct, bad []string, _ error) {
+func (r *syncRun) byID(ctx context.Context, list string, ids []string) (found []*structpb.Struct, bad []string, _ error) {
 	if len(ids) == 0 {
 		return nil, nil, nil
 	}
-	found, whole, err := r.api.byID(ctx, ids)
+	found, whole, err := r.api.byID(ctx, list, ids)
 	if err == nil {
 		r.up = true
 		if !whole {
@@ -347,7 +524,7 @@ func (r *syncRun) byID(ctx context.Context, ids []string) (found []*structpb.Str
 	}
 	r.splits--
 	for _, half := range [][]string{ids[:len(ids)/2], ids[len(ids)/2:]} {
-		f, b, err := r.byID(ctx, half)
+		f, b, err := r.byID(ctx, list, half)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -356,17 +533,56 @@ func (r *syncRun) byID(ctx context.Context, ids []string) (found []*structpb.Str
 	return found, bad, nil
 }
 
-// without are the ids that issues do not have.
-func without(ids []string, issues []*structpb.Struct) []string {
+// without are the ids that things do not have.
+func without(ids []string, things []*structpb.Struct) []string {
 	have := map[string]bool{}
-	for _, i := range issues {
+	for _, i := range things {
 		have[text(i.GetFields(), "id")] = true
 	}
 	return slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return have[id] })
 }
 
-// store applies what Linear's API answered and returns the newest updatedAt that can be right. An issue that cannot be kept is skipped.
-func (r *syncRun) store(ctx context.Context, payloads []*structpb.Struct) (newest time.Time, _ error) {
+// store applies what Linear's API answered of a list and returns the newest updatedAt that can be right. What cannot be kept is skipped.
+func (r *syncRun) store(ctx context.Context, list string, payloads []*structpb.Struct) (newest time.Time, _ error) {
+	switch list {
+	case comments:
+		return storeParts(ctx, r, r.c.Comments, payloads, func() commentState { return &storev1.CommentState{} })
+	case attachments:
+		return storeParts(ctx, r, r.c.Attachments, payloads, func() attachmentState { return &storev1.AttachmentState{} })
+	}
+	return r.storeIssues(ctx, payloads)
+}
+
+// storeParts is store for what belongs to issues, of the teams that the endpoint keeps.
+func storeParts[S part](
+	ctx context.Context, r *syncRun, k *object.Kind[S], payloads []*structpb.Struct, empty func() S,
+) (newest time.Time, _ error) {
+	read := r.c.Now()
+	var reports []*partReport[S]
+	for _, payload := range payloads {
+		w, err := newPartReport(empty(), payload, rankRead, read)
+		if err != nil {
+			err = r.skipped(ctx, 1, "it "+err.Error())
+			if err != nil {
+				return newest, err
+			}
+			continue
+		}
+		if t := w.fields.GetLinearUpdateTime().AsTime(); t.After(newest) && !t.After(read.Add(futureSkew)) {
+			newest = t
+		}
+		team := reference(inner(payload.GetFields(), "issue"), "team")
+		if teams := r.endpoint.GetTeamIds(); w.fields.GetIssueId() != "" && (len(teams) == 0 || slices.Contains(teams, team.GetId())) {
+			reports = append(reports, w)
+		}
+	}
+	return newest, applyEach(ctx, r, reports, func(w *partReport[S]) error {
+		_, err := w.store(ctx, k)
+		return err
+	})
+}
+
+func (r *syncRun) storeIssues(ctx context.Context, payloads []*structpb.Struct) (newest time.Time, _ error) {
 	read := r.c.Now()
 	reports := make([]*issueReport, 0, len(payloads))
 	for _, payload := range payloads {
@@ -387,23 +603,29 @@ func (r *syncRun) store(ctx context.Context, payloads []*structpb.Struct) (newes
 }
 
 func (r *syncRun) apply(ctx context.Context, reports []*issueReport) error {
-	large := make(chan *object.TooLargeError, len(reports))
-	err := eachIssue(reports, func(w *issueReport) error {
+	return applyEach(ctx, r, reports, func(w *issueReport) error {
 		_, err := r.c.Issues.Update(ctx, object.ID(w.id), func(tx *object.Tx[issueState]) error {
 			applyIssue(tx, w)
 			return nil
 		}, object.Upsert(), object.Shared())
-		if e, ok := errors.AsType[*object.TooLargeError](err); ok {
-			large <- e
-			return nil
-		}
 		return err
 	})
-	close(large)
-	for e := range large {
-		err = errors.Join(err, r.skipped(ctx, 1, e.Error()))
+}
+
+// applyEach applies reports side by side, so that they share transactions. What is too large is skipped.
+func applyEach[R any](ctx context.Context, r *syncRun, reports []R, apply func(R) error) error {
+	var wait sync.WaitGroup
+	errs := make([]error, len(reports))
+	for i, w := range reports {
+		wait.Go(func() { errs[i] = apply(w) })
 	}
-	return err
+	wait.Wait()
+	for i, err := range errs {
+		if e, ok := errors.AsType[*object.TooLargeError](err); ok {
+			errs[i] = r.skipped(ctx, 1, e.Error())
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // skip notes issues that cannot be had, so that Linear is asked for them later.
@@ -479,11 +701,11 @@ func (r *syncRun) refetch(ctx context.Context) error {
 // team. Otherwise the key may just not see the issue: it stays as it is.
 func (r *syncRun) settle(ctx context.Context, teams map[string]string) error {
 	ids, read := slices.Sorted(maps.Keys(teams)), r.c.Now()
-	found, bad, err := r.byID(ctx, ids)
+	found, bad, err := r.byID(ctx, issues, ids)
 	if err != nil {
 		return err
 	}
-	if _, err := r.store(ctx, found); err != nil {
+	if _, err := r.store(ctx, issues, found); err != nil {
 		return err
 	}
 	absent := slices.DeleteFunc(without(ids, found), func(id string) bool { return slices.Contains(bad, id) })
@@ -549,7 +771,7 @@ func (r *syncRun) note(ctx context.Context, failed error) error {
 			return
 		}
 		s.FailureCount++
-		s.NotBefore = timestamppb.New(r.c.Now().Add(jittered(min(firstBackOff<<min(s.GetFailureCount()-1, 10), maxBackOff))))
+		s.NotBefore = timestamppb.New(r.c.Now().Add(backOff(s.GetFailureCount())))
 	})
 	if limited || errors.Is(err, errOvertaken) {
 		return err

@@ -2,6 +2,7 @@ package linear
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -16,9 +17,11 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"holdfast/db"
+	storev1 "holdfast/gen/holdfast/store/linear/v1"
 	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
@@ -37,7 +40,7 @@ const (
 // Webhook answers `POST /webhooks/linear/{endpoint_id}`. It is safe for concurrent use.
 //
 // A webhook counts if one of its endpoint's secrets signs the raw body. What it says is applied by the rules of
-// applyReport, so order and repeats do not matter. One that is signed but old may be a retry that Linear did not stamp anew,
+// applyReport, or of partReport, so order and repeats do not matter. One that is signed but old may be a retry that Linear did not stamp anew,
 // or a replay: it counts by the time of what it says, and the issue is fetched from Linear as well.
 type Webhook struct{ c WebhookConfig }
 
@@ -185,9 +188,9 @@ func (h *Webhook) verify(ctx context.Context, endpoint object.Snapshot[endpointS
 
 // take applies a webhook whose signature is good.
 func (h *Webhook) take(
-	ctx context.Context, endpoint object.Snapshot[endpointState], envelope map[string]*structpb.Value, delivery string, raw []byte,
+	ctx context.Context, endpoint object.Snapshot[endpointState], fields map[string]*structpb.Value, delivery string, raw []byte,
 ) (string, error) {
-	sentMs := envelope["webhookTimestamp"].GetNumberValue()
+	sentMs := fields["webhookTimestamp"].GetNumberValue()
 	if sentMs < 1 || sentMs > 1<<53 {
 		return "", &refusal{http.StatusBadRequest, "webhookTimestamp is missing"}
 	}
@@ -195,47 +198,84 @@ func (h *Webhook) take(
 	if sent.After(now.Add(futureSkew)) {
 		return "", &refusal{http.StatusBadRequest, "webhookTimestamp is in the future"}
 	}
-	if want := endpoint.State.GetOrganizationId(); want != "" && text(envelope, "organizationId") != want {
+	if want := endpoint.State.GetOrganizationId(); want != "" && text(fields, "organizationId") != want {
 		return "", &refusal{http.StatusBadRequest, "the webhook is of another workspace"}
 	}
-	if text(envelope, "type") != "Issue" {
-		return "ignored: only issues are kept", nil
-	}
-	w, err := newIssueReport(envelope["data"].GetStructValue(), "webhook", rankWebhook, sent)
-	if err != nil {
-		// Asking for it again would not make it better.
-		h.c.Log.WarnContext(ctx, "a signed webhook has an issue that cannot be read", "endpoint", string(endpoint.ID), "error", err)
-		return "ignored: the issue " + err.Error(), nil
-	}
+	e := &envelope{fields, endpoint, sent, delivery, now.Sub(sent) > replayWindow(endpoint.State)}
 	if delivery == "" || len(delivery) > 128 {
-		delivery = hex.EncodeToString(bodyID(raw))
+		e.delivery = hex.EncodeToString(bodyID(raw))
 	}
-	w.endpoint, w.delivery = string(endpoint.ID), delivery
-	action := text(envelope, "action")
+	switch kind := text(fields, "type"); kind {
+	case "Issue":
+		return h.takeIssue(ctx, e)
+	case "Comment":
+		return takePart(ctx, h, h.c.Comments, &storev1.CommentState{}, e)
+	case "Attachment":
+		return takePart(ctx, h, h.c.Attachments, &storev1.AttachmentState{}, e)
+	case "AgentSessionEvent":
+		return h.takeSession(ctx, e)
+	case "IssueLabel", "Project", "Cycle", "User":
+		return h.takeName(ctx, kind, e)
+	}
+	return "ignored: nothing is kept of that type", nil
+}
+
+// envelope is a webhook whose signature is good.
+type envelope struct {
+	fields   map[string]*structpb.Value
+	endpoint object.Snapshot[endpointState]
+	sent     time.Time
+	delivery string
+	// stale: it was sent longer ago than the endpoint takes.
+	stale bool
+}
+
+// at is when what it tells of happened.
+func (e *envelope) at() time.Time {
+	if t := moment(e.fields, "createdAt"); t != nil {
+		return t.AsTime()
+	}
+	return e.sent
+}
+
+// unreadable is the answer where asking for the webhook again would not make it better.
+func (e *envelope) unreadable(ctx context.Context, h *Webhook, err error) string {
+	kind, _ := cut(text(e.fields, "type"), maxIdentifier)
+	h.c.Log.WarnContext(ctx, "a signed webhook cannot be read", "endpoint", string(e.endpoint.ID), "type", kind, "error", err)
+	return "ignored: the " + strings.ToLower(kind) + " " + err.Error()
+}
+
+const (
+	unknownAction = "ignored: the action is none that is known"
+	ofAnotherTeam = "ignored: it is of a team that this endpoint does not keep"
+)
+
+func (h *Webhook) takeIssue(ctx context.Context, e *envelope) (string, error) {
+	w, err := newIssueReport(e.fields["data"].GetStructValue(), "webhook", rankWebhook, e.sent)
+	if err != nil {
+		return e.unreadable(ctx, h, err), nil
+	}
+	w.endpoint, w.delivery, w.change = string(e.endpoint.ID), e.delivery, webhookChange(e.fields)
+	action := text(e.fields, "action")
 	switch action {
 	case "create":
 		w.create = true
 	case "update":
-		w.clear(inner(envelope, "updatedFrom"))
+		w.clear(inner(e.fields, "updatedFrom"))
 	case "remove":
-		at := sent
-		if t := moment(envelope, "createdAt"); t != nil {
-			at = t.AsTime()
-		}
-		w.removal(at)
+		w.removal(e.at())
 	default:
-		return "ignored: the action is none that is known", nil
+		return unknownAction, nil
 	}
 
-	seen := rpc.HashID("d-", w.endpoint+"\x00"+delivery)
+	seen := rpc.HashID("d-", w.endpoint+"\x00"+e.delivery)
 	if _, err := h.c.Deliveries.View(ctx, seen); err == nil {
 		return "a duplicate", nil
 	} else if !errors.Is(err, object.ErrNotFound) {
 		return "", err
 	}
-	stale := now.Sub(sent) > replayWindow(endpoint.State)
-	said, err := h.apply(ctx, w, endpoint.State.GetTeamIds(), stale)
-	if err != nil || stale {
+	said, err := h.apply(ctx, w, e.endpoint.State.GetTeamIds(), e.stale)
+	if err != nil || e.stale {
 		// A stale one leaves no note: the header that names the delivery is not signed, and one that comes on time must not be passed over
 		// because a replay came before it.
 		return said, err
@@ -278,7 +318,64 @@ func (h *Webhook) apply(ctx context.Context, w *issueReport, teams []string, sta
 		return nil
 	}, opts...)
 	if errors.Is(err, object.ErrNotFound) {
-		return "ignored: the issue is of a team that this endpoint does not keep", nil
+		return ofAnotherTeam, nil
 	}
 	return said, err
+}
+
+// takeName applies a webhook about something that issues refer to by name: each that does has the new name. One that is cut short is sent
+// again, and goes on.
+func (h *Webhook) takeName(ctx context.Context, kind string, e *envelope) (string, error) {
+	thing := inner(e.fields, "data")
+	id, err := readID(thing)
+	if err != nil {
+		return e.unreadable(ctx, h, err), nil
+	}
+	name, at := nameOf(thing), moment(thing, "updatedAt")
+	if text(e.fields, "action") != "update" || name == "" {
+		return "ignored: it changes no name", nil
+	}
+	namedMs := min(e.sent.UnixMilli(), h.c.Now().UnixMilli())
+	if at != nil {
+		namedMs = min(namedMs, at.AsTime().UnixMilli())
+	}
+	o := object.ListOptions{Terms: []string{map[string]string{"IssueLabel": "label=", "Project": "linear_project=", "Cycle": "cycle=", "User": "assignee="}[kind] + id}}
+	for {
+		page, err := h.c.Issues.List(ctx, o)
+		if err != nil {
+			return "", err
+		}
+		for _, s := range page.Items {
+			if !rename(proto.CloneOf(s.State), id, name, color(thing), namedMs) {
+				continue
+			}
+			_, err := h.c.Issues.Update(ctx, s.ID, func(tx *object.Tx[issueState]) error {
+				if !rename(tx.State(), id, name, color(thing), namedMs) {
+					tx.Unchanged()
+				}
+				return nil
+			})
+			if err != nil && !errors.Is(err, object.ErrNotFound) {
+				return "", err
+			}
+		}
+		if o.PageToken = page.Next; o.PageToken == "" {
+			return "applied", nil
+		}
+	}
+}
+
+// rename gives what an issue refers to by an id a name that Linear said at a time, and tells whether that is new.
+func rename(s *storev1.IssueState, id, name, color string, namedMs int64) (renamed bool) {
+	for _, l := range s.GetLabels() {
+		if l.GetId() == id && l.GetNamedMs() <= namedMs && (l.GetName() != name || color != "" && l.GetColor() != color) {
+			l.Name, l.NamedMs, l.Color, renamed = name, namedMs, cmp.Or(color, l.GetColor()), true
+		}
+	}
+	for _, r := range refs(s) {
+		if r.GetId() == id && r.GetNamedMs() <= namedMs && r.GetName() != name {
+			r.Name, r.NamedMs, renamed = name, namedMs, true
+		}
+	}
+	return renamed
 }

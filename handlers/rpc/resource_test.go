@@ -97,8 +97,14 @@ func TestWhatIsStoredIsShown(t *testing.T) {
 		{&projectv1.Preferences{}, &projectstorev1.PreferencesState{}, []protoreflect.Name{"version"}, nil},
 		{&linearv1.Issue{}, &linearstorev1.IssueState{}, []protoreflect.Name{"payload"}, []protoreflect.Name{"stamp", "endpoint_id", "delivery_id"}},
 		{&linearv1.IssuePayload{}, &linearstorev1.IssuePayload{}, nil, nil},
+		{&linearv1.IssueChange{}, &linearstorev1.IssueChange{}, nil, nil},
+		{&linearv1.Comment{}, &linearstorev1.CommentState{}, nil, []protoreflect.Name{"remove_time", "stamp"}},
+		{&linearv1.Attachment{}, &linearstorev1.AttachmentState{}, nil, []protoreflect.Name{"remove_time", "stamp"}},
+		{&linearv1.AgentSession{}, &linearstorev1.AgentSessionState{}, nil, []protoreflect.Name{"remove_time", "stamp"}},
+		{&linearv1.AgentActivity{}, &linearstorev1.AgentActivity{}, nil, nil},
+		{&linearv1.SyncListStatus{}, &linearstorev1.SyncList{}, nil, []protoreflect.Name{"pass"}},
 		{&linearv1.Endpoint{}, &linearstorev1.EndpointState{}, []protoreflect.Name{"path", "sync"}, nil},
-		{&linearv1.SyncStatus{}, &linearstorev1.SyncState{}, []protoreflect.Name{"running"}, []protoreflect.Name{"pass", "run_until_time", "limited", "key_id", "team_ids"}},
+		{&linearv1.SyncStatus{}, &linearstorev1.SyncState{}, []protoreflect.Name{"running"}, []protoreflect.Name{"pass", "run_until_time", "limited", "key_id", "team_ids", "sweep_time"}},
 	} {
 		name := tt.shown.ProtoReflect().Descriptor().FullName()
 		head := tt.shown.ProtoReflect().Descriptor().Fields().ByName("owner") != nil

@@ -27,6 +27,182 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// IssueOrder is the order of a list of issues. An issue that moves in the order by ISSUE_ORDER_UPDATED or ISSUE_ORDER_PRIORITY while one
+// pages may be missed or come twice: watch the list, or take another order.
+type IssueOrder int32
+
+const (
+	// Newest activity here first, to the minute. What moves while one pages comes again.
+	IssueOrder_ISSUE_ORDER_UNSPECIFIED IssueOrder = 0
+	// Linear's updatedAt, newest first.
+	IssueOrder_ISSUE_ORDER_UPDATED IssueOrder = 1
+	// Linear's createdAt, newest first. No issue moves.
+	IssueOrder_ISSUE_ORDER_CREATED IssueOrder = 2
+	// Urgent first and no priority last; of one priority the last updated first.
+	IssueOrder_ISSUE_ORDER_PRIORITY IssueOrder = 3
+)
+
+// Enum value maps for IssueOrder.
+var (
+	IssueOrder_name = map[int32]string{
+		0: "ISSUE_ORDER_UNSPECIFIED",
+		1: "ISSUE_ORDER_UPDATED",
+		2: "ISSUE_ORDER_CREATED",
+		3: "ISSUE_ORDER_PRIORITY",
+	}
+	IssueOrder_value = map[string]int32{
+		"ISSUE_ORDER_UNSPECIFIED": 0,
+		"ISSUE_ORDER_UPDATED":     1,
+		"ISSUE_ORDER_CREATED":     2,
+		"ISSUE_ORDER_PRIORITY":    3,
+	}
+)
+
+func (x IssueOrder) Enum() *IssueOrder {
+	p := new(IssueOrder)
+	*p = x
+	return p
+}
+
+func (x IssueOrder) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (IssueOrder) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_linear_v1_service_proto_enumTypes[0].Descriptor()
+}
+
+func (IssueOrder) Type() protoreflect.EnumType {
+	return &file_holdfast_linear_v1_service_proto_enumTypes[0]
+}
+
+func (x IssueOrder) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use IssueOrder.Descriptor instead.
+func (IssueOrder) EnumDescriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{0}
+}
+
+// LocalChangeType is what a change does.
+type LocalChangeType int32
+
+const (
+	// Not said.
+	LocalChangeType_LOCAL_CHANGE_TYPE_UNSPECIFIED LocalChangeType = 0
+	// It makes the issue.
+	LocalChangeType_LOCAL_CHANGE_TYPE_CREATE LocalChangeType = 1
+	// It changes the issue.
+	LocalChangeType_LOCAL_CHANGE_TYPE_UPDATE LocalChangeType = 2
+	// It comments on the issue.
+	LocalChangeType_LOCAL_CHANGE_TYPE_COMMENT LocalChangeType = 3
+)
+
+// Enum value maps for LocalChangeType.
+var (
+	LocalChangeType_name = map[int32]string{
+		0: "LOCAL_CHANGE_TYPE_UNSPECIFIED",
+		1: "LOCAL_CHANGE_TYPE_CREATE",
+		2: "LOCAL_CHANGE_TYPE_UPDATE",
+		3: "LOCAL_CHANGE_TYPE_COMMENT",
+	}
+	LocalChangeType_value = map[string]int32{
+		"LOCAL_CHANGE_TYPE_UNSPECIFIED": 0,
+		"LOCAL_CHANGE_TYPE_CREATE":      1,
+		"LOCAL_CHANGE_TYPE_UPDATE":      2,
+		"LOCAL_CHANGE_TYPE_COMMENT":     3,
+	}
+)
+
+func (x LocalChangeType) Enum() *LocalChangeType {
+	p := new(LocalChangeType)
+	*p = x
+	return p
+}
+
+func (x LocalChangeType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LocalChangeType) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_linear_v1_service_proto_enumTypes[1].Descriptor()
+}
+
+func (LocalChangeType) Type() protoreflect.EnumType {
+	return &file_holdfast_linear_v1_service_proto_enumTypes[1]
+}
+
+func (x LocalChangeType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LocalChangeType.Descriptor instead.
+func (LocalChangeType) EnumDescriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{1}
+}
+
+// LocalChangeStatus is how far a change is.
+type LocalChangeStatus int32
+
+const (
+	// Not said.
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_UNSPECIFIED LocalChangeStatus = 0
+	// It waits to be sent.
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_PENDING LocalChangeStatus = 1
+	// It is being sent, or was and nobody knows yet whether it arrived.
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_SENDING LocalChangeStatus = 2
+	// Linear took it, and has not reported it yet.
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_ACCEPTED LocalChangeStatus = 3
+	// It was not made, and is undone.
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_REFUSED LocalChangeStatus = 4
+)
+
+// Enum value maps for LocalChangeStatus.
+var (
+	LocalChangeStatus_name = map[int32]string{
+		0: "LOCAL_CHANGE_STATUS_UNSPECIFIED",
+		1: "LOCAL_CHANGE_STATUS_PENDING",
+		2: "LOCAL_CHANGE_STATUS_SENDING",
+		3: "LOCAL_CHANGE_STATUS_ACCEPTED",
+		4: "LOCAL_CHANGE_STATUS_REFUSED",
+	}
+	LocalChangeStatus_value = map[string]int32{
+		"LOCAL_CHANGE_STATUS_UNSPECIFIED": 0,
+		"LOCAL_CHANGE_STATUS_PENDING":     1,
+		"LOCAL_CHANGE_STATUS_SENDING":     2,
+		"LOCAL_CHANGE_STATUS_ACCEPTED":    3,
+		"LOCAL_CHANGE_STATUS_REFUSED":     4,
+	}
+)
+
+func (x LocalChangeStatus) Enum() *LocalChangeStatus {
+	p := new(LocalChangeStatus)
+	*p = x
+	return p
+}
+
+func (x LocalChangeStatus) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LocalChangeStatus) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_linear_v1_service_proto_enumTypes[2].Descriptor()
+}
+
+func (LocalChangeStatus) Type() protoreflect.EnumType {
+	return &file_holdfast_linear_v1_service_proto_enumTypes[2]
+}
+
+func (x LocalChangeStatus) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LocalChangeStatus.Descriptor instead.
+func (LocalChangeStatus) EnumDescriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{2}
+}
+
 // Endpoint is where the webhooks of a workspace arrive, and the key by which its issues are synced.
 type Endpoint struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -277,7 +453,9 @@ type SyncStatus struct {
 	// asked for again one by one, later each time.
 	SkippedCount int32 `protobuf:"varint,8,opt,name=skipped_count,json=skippedCount,proto3" json:"skipped_count,omitempty"`
 	// What was wrong with the last of them.
-	SkipReason    string `protobuf:"bytes,9,opt,name=skip_reason,json=skipReason,proto3" json:"skip_reason,omitempty"`
+	SkipReason string `protobuf:"bytes,9,opt,name=skip_reason,json=skipReason,proto3" json:"skip_reason,omitempty"`
+	// Where the comments and the attachments stand, which are read together with the issues.
+	Lists         []*SyncListStatus `protobuf:"bytes,10,rep,name=lists,proto3" json:"lists,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -375,6 +553,95 @@ func (x *SyncStatus) GetSkipReason() string {
 	return ""
 }
 
+func (x *SyncStatus) GetLists() []*SyncListStatus {
+	if x != nil {
+		return x.Lists
+	}
+	return nil
+}
+
+// SyncListStatus tells where the sync of one list stands.
+type SyncListStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "comments" or "attachments".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Everything that was updated up to here has been read.
+	HighWaterTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=high_water_time,json=highWaterTime,proto3" json:"high_water_time,omitempty"`
+	// Why the list is left out, while Linear refuses it; empty after a page that was stored.
+	Error string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	// How often it was, one time after the other.
+	FailureCount int32 `protobuf:"varint,4,opt,name=failure_count,json=failureCount,proto3" json:"failure_count,omitempty"`
+	// It is left out until then.
+	NotBefore     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyncListStatus) Reset() {
+	*x = SyncListStatus{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyncListStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyncListStatus) ProtoMessage() {}
+
+func (x *SyncListStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyncListStatus.ProtoReflect.Descriptor instead.
+func (*SyncListStatus) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SyncListStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SyncListStatus) GetHighWaterTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.HighWaterTime
+	}
+	return nil
+}
+
+func (x *SyncListStatus) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *SyncListStatus) GetFailureCount() int32 {
+	if x != nil {
+		return x.FailureCount
+	}
+	return 0
+}
+
+func (x *SyncListStatus) GetNotBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotBefore
+	}
+	return nil
+}
+
 // PutEndpointRequest is what PutEndpoint is asked.
 type PutEndpointRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -405,7 +672,7 @@ type PutEndpointRequest struct {
 
 func (x *PutEndpointRequest) Reset() {
 	*x = PutEndpointRequest{}
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[3]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +684,7 @@ func (x *PutEndpointRequest) String() string {
 func (*PutEndpointRequest) ProtoMessage() {}
 
 func (x *PutEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[3]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +697,7 @@ func (x *PutEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutEndpointRequest.ProtoReflect.Descriptor instead.
 func (*PutEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PutEndpointRequest) GetRequestId() string {
@@ -514,7 +781,7 @@ type PutEndpointResponse struct {
 
 func (x *PutEndpointResponse) Reset() {
 	*x = PutEndpointResponse{}
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[4]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +793,7 @@ func (x *PutEndpointResponse) String() string {
 func (*PutEndpointResponse) ProtoMessage() {}
 
 func (x *PutEndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[4]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +806,7 @@ func (x *PutEndpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutEndpointResponse.ProtoReflect.Descriptor instead.
 func (*PutEndpointResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PutEndpointResponse) GetEndpoint() *Endpoint {
@@ -562,7 +829,7 @@ type ListEndpointsRequest struct {
 
 func (x *ListEndpointsRequest) Reset() {
 	*x = ListEndpointsRequest{}
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[5]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -574,7 +841,7 @@ func (x *ListEndpointsRequest) String() string {
 func (*ListEndpointsRequest) ProtoMessage() {}
 
 func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[5]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -587,7 +854,7 @@ func (x *ListEndpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsRequest.ProtoReflect.Descriptor instead.
 func (*ListEndpointsRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListEndpointsRequest) GetPageSize() int32 {
@@ -617,7 +884,7 @@ type ListEndpointsResponse struct {
 
 func (x *ListEndpointsResponse) Reset() {
 	*x = ListEndpointsResponse{}
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[6]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -629,7 +896,7 @@ func (x *ListEndpointsResponse) String() string {
 func (*ListEndpointsResponse) ProtoMessage() {}
 
 func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[6]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -642,7 +909,7 @@ func (x *ListEndpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEndpointsResponse.ProtoReflect.Descriptor instead.
 func (*ListEndpointsResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListEndpointsResponse) GetNextPageToken() string {
@@ -674,7 +941,7 @@ type DeleteEndpointRequest struct {
 
 func (x *DeleteEndpointRequest) Reset() {
 	*x = DeleteEndpointRequest{}
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[7]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -686,7 +953,7 @@ func (x *DeleteEndpointRequest) String() string {
 func (*DeleteEndpointRequest) ProtoMessage() {}
 
 func (x *DeleteEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[7]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -699,7 +966,7 @@ func (x *DeleteEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEndpointRequest.ProtoReflect.Descriptor instead.
 func (*DeleteEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DeleteEndpointRequest) GetRequestId() string {
@@ -736,7 +1003,7 @@ type DeleteEndpointResponse struct {
 
 func (x *DeleteEndpointResponse) Reset() {
 	*x = DeleteEndpointResponse{}
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[8]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +1015,7 @@ func (x *DeleteEndpointResponse) String() string {
 func (*DeleteEndpointResponse) ProtoMessage() {}
 
 func (x *DeleteEndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[8]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +1028,7 @@ func (x *DeleteEndpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEndpointResponse.ProtoReflect.Descriptor instead.
 func (*DeleteEndpointResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DeleteEndpointResponse) GetExisted() bool {
@@ -793,8 +1060,8 @@ type Issue struct {
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// Set where the issue was removed: it is forgotten then.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	// The names of Linear's labels by their ids.
-	Labels map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Linear's labels.
+	Labels []*Label `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty"`
 	// Such as "ENG-12".
 	Identifier string `protobuf:"bytes,8,opt,name=identifier,proto3" json:"identifier,omitempty"`
 	// Those that it had in other teams.
@@ -855,14 +1122,22 @@ type Issue struct {
 	// When it is asked next.
 	RefetchTime *timestamppb.Timestamp `protobuf:"bytes,36,opt,name=refetch_time,json=refetchTime,proto3" json:"refetch_time,omitempty"`
 	// True where the endpoint's API key does not see the issue, so that only webhooks report it.
-	Unseen        bool `protobuf:"varint,37,opt,name=unseen,proto3" json:"unseen,omitempty"`
+	Unseen bool `protobuf:"varint,37,opt,name=unseen,proto3" json:"unseen,omitempty"`
+	// The milestone of its project.
+	Milestone *Ref `protobuf:"bytes,38,opt,name=milestone,proto3" json:"milestone,omitempty"`
+	// The name that Linear proposes for a branch.
+	BranchName string `protobuf:"bytes,39,opt,name=branch_name,json=branchName,proto3" json:"branch_name,omitempty"`
+	// How it is related to other issues, as the sync last read it: up to ten from either end. No webhook reports it.
+	Relations []*IssueRelation `protobuf:"bytes,40,rep,name=relations,proto3" json:"relations,omitempty"`
+	// Changes that were asked for here: those that Linear has not confirmed, which the fields above have in them, and the last that it refused.
+	LocalChanges  []*LocalChange `protobuf:"bytes,41,rep,name=local_changes,json=localChanges,proto3" json:"local_changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Issue) Reset() {
 	*x = Issue{}
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[9]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -874,7 +1149,7 @@ func (x *Issue) String() string {
 func (*Issue) ProtoMessage() {}
 
 func (x *Issue) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[9]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -887,7 +1162,7 @@ func (x *Issue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Issue.ProtoReflect.Descriptor instead.
 func (*Issue) Descriptor() ([]byte, []int) {
-	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Issue) GetIssueId() string {
@@ -932,7 +1207,7 @@ func (x *Issue) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *Issue) GetLabels() map[string]string {
+func (x *Issue) GetLabels() []*Label {
 	if x != nil {
 		return x.Labels
 	}
@@ -1149,6 +1424,1278 @@ func (x *Issue) GetUnseen() bool {
 	return false
 }
 
+func (x *Issue) GetMilestone() *Ref {
+	if x != nil {
+		return x.Milestone
+	}
+	return nil
+}
+
+func (x *Issue) GetBranchName() string {
+	if x != nil {
+		return x.BranchName
+	}
+	return ""
+}
+
+func (x *Issue) GetRelations() []*IssueRelation {
+	if x != nil {
+		return x.Relations
+	}
+	return nil
+}
+
+func (x *Issue) GetLocalChanges() []*LocalChange {
+	if x != nil {
+		return x.LocalChanges
+	}
+	return nil
+}
+
+// Label is a label of Linear's.
+type Label struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id in Linear.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What people call it.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Such as "#eb5757".
+	Color         string `protobuf:"bytes,3,opt,name=color,proto3" json:"color,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Label) Reset() {
+	*x = Label{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Label) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Label) ProtoMessage() {}
+
+func (x *Label) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Label.ProtoReflect.Descriptor instead.
+func (*Label) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Label) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Label) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Label) GetColor() string {
+	if x != nil {
+		return x.Color
+	}
+	return ""
+}
+
+// IssueRelation is how an issue is related to another one.
+type IssueRelation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id in Linear.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// As seen from this issue: blocks, blocked_by, duplicate (this one is a duplicate), duplicated_by, related or similar.
+	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	// The other issue; its name is its identifier.
+	Issue         *Ref `protobuf:"bytes,3,opt,name=issue,proto3" json:"issue,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueRelation) Reset() {
+	*x = IssueRelation{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueRelation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueRelation) ProtoMessage() {}
+
+func (x *IssueRelation) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueRelation.ProtoReflect.Descriptor instead.
+func (*IssueRelation) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *IssueRelation) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *IssueRelation) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *IssueRelation) GetIssue() *Ref {
+	if x != nil {
+		return x.Issue
+	}
+	return nil
+}
+
+// IssueChange is one change of an issue, and who made it.
+type IssueChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When, by Linear's clock.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// Unset where it is not known: the sync does not learn it.
+	Actor *Actor `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
+	// create, update or remove.
+	Action string `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"`
+	// What changed.
+	Properties []*PropertyChange `protobuf:"bytes,4,rep,name=properties,proto3" json:"properties,omitempty"`
+	// "webhook", or "poll" for what only the sync saw: several changes may be in one.
+	Source        string `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueChange) Reset() {
+	*x = IssueChange{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueChange) ProtoMessage() {}
+
+func (x *IssueChange) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueChange.ProtoReflect.Descriptor instead.
+func (*IssueChange) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *IssueChange) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *IssueChange) GetActor() *Actor {
+	if x != nil {
+		return x.Actor
+	}
+	return nil
+}
+
+func (x *IssueChange) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *IssueChange) GetProperties() []*PropertyChange {
+	if x != nil {
+		return x.Properties
+	}
+	return nil
+}
+
+func (x *IssueChange) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+// Actor is who changed something.
+type Actor struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id in Linear.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// What people call it.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Such as "user", "OauthClient" or "Integration".
+	Type          string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Actor) Reset() {
+	*x = Actor{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Actor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Actor) ProtoMessage() {}
+
+func (x *Actor) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Actor.ProtoReflect.Descriptor instead.
+func (*Actor) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Actor) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Actor) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Actor) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+// PropertyChange is how one property of an issue changed.
+type PropertyChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As Linear's webhooks call it, such as "stateId".
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What it was.
+	From *structpb.Value `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	// What it is.
+	To *structpb.Value `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	// True where the values are longer than 2,000 characters, and left out.
+	Omitted       bool `protobuf:"varint,4,opt,name=omitted,proto3" json:"omitted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PropertyChange) Reset() {
+	*x = PropertyChange{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PropertyChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PropertyChange) ProtoMessage() {}
+
+func (x *PropertyChange) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PropertyChange.ProtoReflect.Descriptor instead.
+func (*PropertyChange) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PropertyChange) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PropertyChange) GetFrom() *structpb.Value {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *PropertyChange) GetTo() *structpb.Value {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *PropertyChange) GetOmitted() bool {
+	if x != nil {
+		return x.Omitted
+	}
+	return false
+}
+
+// Comment is a comment on an issue.
+type Comment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Linear's UUID.
+	CommentId string `protobuf:"bytes,1,opt,name=comment_id,json=commentId,proto3" json:"comment_id,omitempty"`
+	// Empty: a comment is the whole tenant's.
+	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	// 1 when it was first stored, +1 for each change.
+	Version int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// When it was first stored here.
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it was last changed here.
+	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	// Set where the comment was removed: it is forgotten then.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// The issue.
+	IssueId string `protobuf:"bytes,7,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
+	// Markdown: the first 32,768 characters.
+	Body string `protobuf:"bytes,8,opt,name=body,proto3" json:"body,omitempty"`
+	// True where there is more of the body.
+	BodyCut bool `protobuf:"varint,9,opt,name=body_cut,json=bodyCut,proto3" json:"body_cut,omitempty"`
+	// Its place on the issue's page.
+	Url string `protobuf:"bytes,10,opt,name=url,proto3" json:"url,omitempty"`
+	// The comment that it answers.
+	ParentId string `protobuf:"bytes,11,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	// Who wrote it. Unset for bots and for people outside of Linear.
+	User *Ref `protobuf:"bytes,12,opt,name=user,proto3" json:"user,omitempty"`
+	// Who wrote it, where that is nobody of Linear's.
+	ExternalUser *Ref `protobuf:"bytes,13,opt,name=external_user,json=externalUser,proto3" json:"external_user,omitempty"`
+	// The bot that wrote it, as Linear names it.
+	Bot string `protobuf:"bytes,14,opt,name=bot,proto3" json:"bot,omitempty"`
+	// The text that it is about.
+	QuotedText string `protobuf:"bytes,15,opt,name=quoted_text,json=quotedText,proto3" json:"quoted_text,omitempty"`
+	// The agent session that began with it.
+	AgentSessionId string `protobuf:"bytes,16,opt,name=agent_session_id,json=agentSessionId,proto3" json:"agent_session_id,omitempty"`
+	// When its text was last changed.
+	EditTime *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=edit_time,json=editTime,proto3" json:"edit_time,omitempty"`
+	// When its thread was resolved.
+	ResolveTime *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=resolve_time,json=resolveTime,proto3" json:"resolve_time,omitempty"`
+	// Linear's createdAt.
+	LinearCreateTime *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=linear_create_time,json=linearCreateTime,proto3" json:"linear_create_time,omitempty"`
+	// Linear's updatedAt.
+	LinearUpdateTime *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=linear_update_time,json=linearUpdateTime,proto3" json:"linear_update_time,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Comment) Reset() {
+	*x = Comment{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Comment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Comment) ProtoMessage() {}
+
+func (x *Comment) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Comment.ProtoReflect.Descriptor instead.
+func (*Comment) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Comment) GetCommentId() string {
+	if x != nil {
+		return x.CommentId
+	}
+	return ""
+}
+
+func (x *Comment) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *Comment) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Comment) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *Comment) GetUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdateTime
+	}
+	return nil
+}
+
+func (x *Comment) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *Comment) GetIssueId() string {
+	if x != nil {
+		return x.IssueId
+	}
+	return ""
+}
+
+func (x *Comment) GetBody() string {
+	if x != nil {
+		return x.Body
+	}
+	return ""
+}
+
+func (x *Comment) GetBodyCut() bool {
+	if x != nil {
+		return x.BodyCut
+	}
+	return false
+}
+
+func (x *Comment) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *Comment) GetParentId() string {
+	if x != nil {
+		return x.ParentId
+	}
+	return ""
+}
+
+func (x *Comment) GetUser() *Ref {
+	if x != nil {
+		return x.User
+	}
+	return nil
+}
+
+func (x *Comment) GetExternalUser() *Ref {
+	if x != nil {
+		return x.ExternalUser
+	}
+	return nil
+}
+
+func (x *Comment) GetBot() string {
+	if x != nil {
+		return x.Bot
+	}
+	return ""
+}
+
+func (x *Comment) GetQuotedText() string {
+	if x != nil {
+		return x.QuotedText
+	}
+	return ""
+}
+
+func (x *Comment) GetAgentSessionId() string {
+	if x != nil {
+		return x.AgentSessionId
+	}
+	return ""
+}
+
+func (x *Comment) GetEditTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EditTime
+	}
+	return nil
+}
+
+func (x *Comment) GetResolveTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ResolveTime
+	}
+	return nil
+}
+
+func (x *Comment) GetLinearCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LinearCreateTime
+	}
+	return nil
+}
+
+func (x *Comment) GetLinearUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LinearUpdateTime
+	}
+	return nil
+}
+
+// Attachment is a link of an issue's, such as to a pull request.
+type Attachment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Linear's UUID.
+	AttachmentId string `protobuf:"bytes,1,opt,name=attachment_id,json=attachmentId,proto3" json:"attachment_id,omitempty"`
+	// Empty: an attachment is the whole tenant's.
+	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	// 1 when it was first stored, +1 for each change.
+	Version int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// When it was first stored here.
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it was last changed here.
+	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	// Set where the attachment was removed: it is forgotten then.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// The issue.
+	IssueId string `protobuf:"bytes,7,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
+	// Its title.
+	Title string `protobuf:"bytes,8,opt,name=title,proto3" json:"title,omitempty"`
+	// The line below the title.
+	Subtitle string `protobuf:"bytes,9,opt,name=subtitle,proto3" json:"subtitle,omitempty"`
+	// Where it leads: an issue has a URL once.
+	Url string `protobuf:"bytes,10,opt,name=url,proto3" json:"url,omitempty"`
+	// Such as "github" or "slack".
+	SourceType string `protobuf:"bytes,11,opt,name=source_type,json=sourceType,proto3" json:"source_type,omitempty"`
+	// What the source says of it, such as the state of a pull request. Unset where it is larger than 32 KiB.
+	Metadata *structpb.Struct `protobuf:"bytes,12,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// Who made it.
+	Creator *Ref `protobuf:"bytes,13,opt,name=creator,proto3" json:"creator,omitempty"`
+	// Linear's createdAt.
+	LinearCreateTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=linear_create_time,json=linearCreateTime,proto3" json:"linear_create_time,omitempty"`
+	// Linear's updatedAt.
+	LinearUpdateTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=linear_update_time,json=linearUpdateTime,proto3" json:"linear_update_time,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Attachment) Reset() {
+	*x = Attachment{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Attachment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Attachment) ProtoMessage() {}
+
+func (x *Attachment) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
+func (*Attachment) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Attachment) GetAttachmentId() string {
+	if x != nil {
+		return x.AttachmentId
+	}
+	return ""
+}
+
+func (x *Attachment) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *Attachment) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Attachment) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *Attachment) GetUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdateTime
+	}
+	return nil
+}
+
+func (x *Attachment) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *Attachment) GetIssueId() string {
+	if x != nil {
+		return x.IssueId
+	}
+	return ""
+}
+
+func (x *Attachment) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *Attachment) GetSubtitle() string {
+	if x != nil {
+		return x.Subtitle
+	}
+	return ""
+}
+
+func (x *Attachment) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *Attachment) GetSourceType() string {
+	if x != nil {
+		return x.SourceType
+	}
+	return ""
+}
+
+func (x *Attachment) GetMetadata() *structpb.Struct {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *Attachment) GetCreator() *Ref {
+	if x != nil {
+		return x.Creator
+	}
+	return nil
+}
+
+func (x *Attachment) GetLinearCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LinearCreateTime
+	}
+	return nil
+}
+
+func (x *Attachment) GetLinearUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LinearUpdateTime
+	}
+	return nil
+}
+
+// AgentSession is an agent's work on an issue, in which people and the agent talk.
+type AgentSession struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Linear's UUID.
+	AgentSessionId string `protobuf:"bytes,1,opt,name=agent_session_id,json=agentSessionId,proto3" json:"agent_session_id,omitempty"`
+	// Empty: a session is the whole tenant's.
+	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	// 1 when it was first stored, +1 for each change.
+	Version int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// When it was first stored here.
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it was last changed here.
+	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	// Set where the session was removed: it is forgotten then.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// The issue.
+	IssueId string `protobuf:"bytes,7,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
+	// pending, active, awaitingInput, error, complete or stale.
+	Status string `protobuf:"bytes,8,opt,name=status,proto3" json:"status,omitempty"`
+	// Who asked for it. Unset: nobody, but a rule.
+	Creator *Ref `protobuf:"bytes,9,opt,name=creator,proto3" json:"creator,omitempty"`
+	// Linear's id of the agent.
+	AppUserId string `protobuf:"bytes,10,opt,name=app_user_id,json=appUserId,proto3" json:"app_user_id,omitempty"`
+	// The comment whose thread it is.
+	CommentId string `protobuf:"bytes,11,opt,name=comment_id,json=commentId,proto3" json:"comment_id,omitempty"`
+	// The comment that it began with.
+	SourceCommentId string `protobuf:"bytes,12,opt,name=source_comment_id,json=sourceCommentId,proto3" json:"source_comment_id,omitempty"`
+	// Its page.
+	Url string `protobuf:"bytes,13,opt,name=url,proto3" json:"url,omitempty"`
+	// What was done.
+	Summary string `protobuf:"bytes,14,opt,name=summary,proto3" json:"summary,omitempty"`
+	// The agent's plan, as the agent wrote it.
+	Plan *structpb.Value `protobuf:"bytes,15,opt,name=plan,proto3" json:"plan,omitempty"`
+	// Pages of the agent's about it.
+	ExternalLinks []*ExternalLink `protobuf:"bytes,16,rep,name=external_links,json=externalLinks,proto3" json:"external_links,omitempty"`
+	// What Linear gives the agent to begin with: the first 32,768 characters.
+	PromptContext string `protobuf:"bytes,17,opt,name=prompt_context,json=promptContext,proto3" json:"prompt_context,omitempty"`
+	// True where there is more of the context.
+	PromptContextCut bool `protobuf:"varint,18,opt,name=prompt_context_cut,json=promptContextCut,proto3" json:"prompt_context_cut,omitempty"`
+	// What the workspace and its teams tell their agents, nearest first.
+	Guidance []*Guidance `protobuf:"bytes,19,rep,name=guidance,proto3" json:"guidance,omitempty"`
+	// When the agent began.
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// When it ended.
+	EndTime *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	// Linear's createdAt.
+	LinearCreateTime *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=linear_create_time,json=linearCreateTime,proto3" json:"linear_create_time,omitempty"`
+	// Linear's updatedAt.
+	LinearUpdateTime *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=linear_update_time,json=linearUpdateTime,proto3" json:"linear_update_time,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *AgentSession) Reset() {
+	*x = AgentSession{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgentSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgentSession) ProtoMessage() {}
+
+func (x *AgentSession) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgentSession.ProtoReflect.Descriptor instead.
+func (*AgentSession) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *AgentSession) GetAgentSessionId() string {
+	if x != nil {
+		return x.AgentSessionId
+	}
+	return ""
+}
+
+func (x *AgentSession) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *AgentSession) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *AgentSession) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *AgentSession) GetUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdateTime
+	}
+	return nil
+}
+
+func (x *AgentSession) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *AgentSession) GetIssueId() string {
+	if x != nil {
+		return x.IssueId
+	}
+	return ""
+}
+
+func (x *AgentSession) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *AgentSession) GetCreator() *Ref {
+	if x != nil {
+		return x.Creator
+	}
+	return nil
+}
+
+func (x *AgentSession) GetAppUserId() string {
+	if x != nil {
+		return x.AppUserId
+	}
+	return ""
+}
+
+func (x *AgentSession) GetCommentId() string {
+	if x != nil {
+		return x.CommentId
+	}
+	return ""
+}
+
+func (x *AgentSession) GetSourceCommentId() string {
+	if x != nil {
+		return x.SourceCommentId
+	}
+	return ""
+}
+
+func (x *AgentSession) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *AgentSession) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
+func (x *AgentSession) GetPlan() *structpb.Value {
+	if x != nil {
+		return x.Plan
+	}
+	return nil
+}
+
+func (x *AgentSession) GetExternalLinks() []*ExternalLink {
+	if x != nil {
+		return x.ExternalLinks
+	}
+	return nil
+}
+
+func (x *AgentSession) GetPromptContext() string {
+	if x != nil {
+		return x.PromptContext
+	}
+	return ""
+}
+
+func (x *AgentSession) GetPromptContextCut() bool {
+	if x != nil {
+		return x.PromptContextCut
+	}
+	return false
+}
+
+func (x *AgentSession) GetGuidance() []*Guidance {
+	if x != nil {
+		return x.Guidance
+	}
+	return nil
+}
+
+func (x *AgentSession) GetStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartTime
+	}
+	return nil
+}
+
+func (x *AgentSession) GetEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndTime
+	}
+	return nil
+}
+
+func (x *AgentSession) GetLinearCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LinearCreateTime
+	}
+	return nil
+}
+
+func (x *AgentSession) GetLinearUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LinearUpdateTime
+	}
+	return nil
+}
+
+// ExternalLink is a page of an agent's about a session.
+type ExternalLink struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What people read.
+	Label string `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
+	// Where it leads.
+	Url           string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExternalLink) Reset() {
+	*x = ExternalLink{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExternalLink) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExternalLink) ProtoMessage() {}
+
+func (x *ExternalLink) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExternalLink.ProtoReflect.Descriptor instead.
+func (*ExternalLink) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ExternalLink) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *ExternalLink) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+// Guidance is what a workspace or a team tells its agents.
+type Guidance struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Markdown.
+	Body string `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"`
+	// Whose it is, such as the name of a team.
+	Origin        string `protobuf:"bytes,2,opt,name=origin,proto3" json:"origin,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Guidance) Reset() {
+	*x = Guidance{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Guidance) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Guidance) ProtoMessage() {}
+
+func (x *Guidance) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Guidance.ProtoReflect.Descriptor instead.
+func (*Guidance) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Guidance) GetBody() string {
+	if x != nil {
+		return x.Body
+	}
+	return ""
+}
+
+func (x *Guidance) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+// AgentActivity is one step of an agent session.
+type AgentActivity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Linear's UUID.
+	ActivityId string `protobuf:"bytes,1,opt,name=activity_id,json=activityId,proto3" json:"activity_id,omitempty"`
+	// thought, action, elicitation, response, error, or prompt, which is what a user says.
+	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	// Markdown: the first 32,768 characters.
+	Body string `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`
+	// What is done, of an action.
+	Action string `protobuf:"bytes,4,opt,name=action,proto3" json:"action,omitempty"`
+	// To what it is done.
+	Parameter string `protobuf:"bytes,5,opt,name=parameter,proto3" json:"parameter,omitempty"`
+	// What came of it.
+	Result string `protobuf:"bytes,6,opt,name=result,proto3" json:"result,omitempty"`
+	// True: it is shown until the next one comes.
+	Ephemeral bool `protobuf:"varint,7,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	// stop, auth, select or continue.
+	Signal string `protobuf:"bytes,8,opt,name=signal,proto3" json:"signal,omitempty"`
+	// What belongs to the signal.
+	SignalMetadata *structpb.Struct `protobuf:"bytes,9,opt,name=signal_metadata,json=signalMetadata,proto3" json:"signal_metadata,omitempty"`
+	// Who made it.
+	User *Ref `protobuf:"bytes,10,opt,name=user,proto3" json:"user,omitempty"`
+	// The comment that it comes from.
+	SourceCommentId string `protobuf:"bytes,11,opt,name=source_comment_id,json=sourceCommentId,proto3" json:"source_comment_id,omitempty"`
+	// Linear's createdAt.
+	LinearCreateTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=linear_create_time,json=linearCreateTime,proto3" json:"linear_create_time,omitempty"`
+	// Linear's updatedAt.
+	LinearUpdateTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=linear_update_time,json=linearUpdateTime,proto3" json:"linear_update_time,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *AgentActivity) Reset() {
+	*x = AgentActivity{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgentActivity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgentActivity) ProtoMessage() {}
+
+func (x *AgentActivity) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgentActivity.ProtoReflect.Descriptor instead.
+func (*AgentActivity) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *AgentActivity) GetActivityId() string {
+	if x != nil {
+		return x.ActivityId
+	}
+	return ""
+}
+
+func (x *AgentActivity) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *AgentActivity) GetBody() string {
+	if x != nil {
+		return x.Body
+	}
+	return ""
+}
+
+func (x *AgentActivity) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *AgentActivity) GetParameter() string {
+	if x != nil {
+		return x.Parameter
+	}
+	return ""
+}
+
+func (x *AgentActivity) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
+func (x *AgentActivity) GetEphemeral() bool {
+	if x != nil {
+		return x.Ephemeral
+	}
+	return false
+}
+
+func (x *AgentActivity) GetSignal() string {
+	if x != nil {
+		return x.Signal
+	}
+	return ""
+}
+
+func (x *AgentActivity) GetSignalMetadata() *structpb.Struct {
+	if x != nil {
+		return x.SignalMetadata
+	}
+	return nil
+}
+
+func (x *AgentActivity) GetUser() *Ref {
+	if x != nil {
+		return x.User
+	}
+	return nil
+}
+
+func (x *AgentActivity) GetSourceCommentId() string {
+	if x != nil {
+		return x.SourceCommentId
+	}
+	return ""
+}
+
+func (x *AgentActivity) GetLinearCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LinearCreateTime
+	}
+	return nil
+}
+
+func (x *AgentActivity) GetLinearUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LinearUpdateTime
+	}
+	return nil
+}
+
 // WorkflowState is how far an issue is.
 type WorkflowState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1157,14 +2704,16 @@ type WorkflowState struct {
 	// What people call it.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// triage, backlog, unstarted, started, completed, canceled or duplicate.
-	Type          string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
+	Type string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
+	// Such as "#f2c94c".
+	Color         string `protobuf:"bytes,4,opt,name=color,proto3" json:"color,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkflowState) Reset() {
 	*x = WorkflowState{}
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[10]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +2725,7 @@ func (x *WorkflowState) String() string {
 func (*WorkflowState) ProtoMessage() {}
 
 func (x *WorkflowState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[10]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +2738,7 @@ func (x *WorkflowState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkflowState.ProtoReflect.Descriptor instead.
 func (*WorkflowState) Descriptor() ([]byte, []int) {
-	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{10}
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WorkflowState) GetId() string {
@@ -1213,6 +2762,13 @@ func (x *WorkflowState) GetType() string {
 	return ""
 }
 
+func (x *WorkflowState) GetColor() string {
+	if x != nil {
+		return x.Color
+	}
+	return ""
+}
+
 // Team is a team of a workspace.
 type Team struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1228,7 +2784,7 @@ type Team struct {
 
 func (x *Team) Reset() {
 	*x = Team{}
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[11]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1240,7 +2796,7 @@ func (x *Team) String() string {
 func (*Team) ProtoMessage() {}
 
 func (x *Team) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[11]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1253,7 +2809,7 @@ func (x *Team) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Team.ProtoReflect.Descriptor instead.
 func (*Team) Descriptor() ([]byte, []int) {
-	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{11}
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Team) GetId() string {
@@ -1290,7 +2846,7 @@ type Ref struct {
 
 func (x *Ref) Reset() {
 	*x = Ref{}
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[12]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1302,7 +2858,7 @@ func (x *Ref) String() string {
 func (*Ref) ProtoMessage() {}
 
 func (x *Ref) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[12]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1315,7 +2871,7 @@ func (x *Ref) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ref.ProtoReflect.Descriptor instead.
 func (*Ref) Descriptor() ([]byte, []int) {
-	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Ref) GetId() string {
@@ -1349,7 +2905,7 @@ type IssuePayload struct {
 
 func (x *IssuePayload) Reset() {
 	*x = IssuePayload{}
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1361,7 +2917,7 @@ func (x *IssuePayload) String() string {
 func (*IssuePayload) ProtoMessage() {}
 
 func (x *IssuePayload) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1374,7 +2930,7 @@ func (x *IssuePayload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuePayload.ProtoReflect.Descriptor instead.
 func (*IssuePayload) Descriptor() ([]byte, []int) {
-	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *IssuePayload) GetPayload() *structpb.Struct {
@@ -1446,7 +3002,7 @@ type IssueFilter struct {
 
 func (x *IssueFilter) Reset() {
 	*x = IssueFilter{}
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1458,7 +3014,7 @@ func (x *IssueFilter) String() string {
 func (*IssueFilter) ProtoMessage() {}
 
 func (x *IssueFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1471,7 +3027,7 @@ func (x *IssueFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueFilter.ProtoReflect.Descriptor instead.
 func (*IssueFilter) Descriptor() ([]byte, []int) {
-	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *IssueFilter) GetIssueIds() []string {
@@ -1596,14 +3152,16 @@ type ListIssuesRequest struct {
 	// Which; unset: all.
 	Filter *IssueFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	// True: what Linear sent comes along, and fewer issues fit on a page.
-	WithPayload   bool `protobuf:"varint,4,opt,name=with_payload,json=withPayload,proto3" json:"with_payload,omitempty"`
+	WithPayload bool `protobuf:"varint,4,opt,name=with_payload,json=withPayload,proto3" json:"with_payload,omitempty"`
+	// The order of the list; with issue_ids it is theirs.
+	Order         IssueOrder `protobuf:"varint,5,opt,name=order,proto3,enum=holdfast.linear.v1.IssueOrder" json:"order,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListIssuesRequest) Reset() {
 	*x = ListIssuesRequest{}
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1615,7 +3173,7 @@ func (x *ListIssuesRequest) String() string {
 func (*ListIssuesRequest) ProtoMessage() {}
 
 func (x *ListIssuesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1628,7 +3186,7 @@ func (x *ListIssuesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIssuesRequest.ProtoReflect.Descriptor instead.
 func (*ListIssuesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListIssuesRequest) GetPageSize() int32 {
@@ -1659,6 +3217,13 @@ func (x *ListIssuesRequest) GetWithPayload() bool {
 	return false
 }
 
+func (x *ListIssuesRequest) GetOrder() IssueOrder {
+	if x != nil {
+		return x.Order
+	}
+	return IssueOrder_ISSUE_ORDER_UNSPECIFIED
+}
+
 // ListIssuesResponse is what ListIssues answers.
 type ListIssuesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1672,7 +3237,7 @@ type ListIssuesResponse struct {
 
 func (x *ListIssuesResponse) Reset() {
 	*x = ListIssuesResponse{}
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1684,7 +3249,7 @@ func (x *ListIssuesResponse) String() string {
 func (*ListIssuesResponse) ProtoMessage() {}
 
 func (x *ListIssuesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1697,7 +3262,7 @@ func (x *ListIssuesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListIssuesResponse.ProtoReflect.Descriptor instead.
 func (*ListIssuesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListIssuesResponse) GetNextPageToken() string {
@@ -1710,6 +3275,711 @@ func (x *ListIssuesResponse) GetNextPageToken() string {
 func (x *ListIssuesResponse) GetIssues() []*Issue {
 	if x != nil {
 		return x.Issues
+	}
+	return nil
+}
+
+// ListCommentsRequest is what ListComments is asked.
+type ListCommentsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 200; 0: 50.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the last page's next_page_token; the other fields must be the same.
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Which.
+	Filter *CommentFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
+	// True: the newest comment comes first.
+	NewestFirst   bool `protobuf:"varint,4,opt,name=newest_first,json=newestFirst,proto3" json:"newest_first,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCommentsRequest) Reset() {
+	*x = ListCommentsRequest{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCommentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCommentsRequest) ProtoMessage() {}
+
+func (x *ListCommentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCommentsRequest.ProtoReflect.Descriptor instead.
+func (*ListCommentsRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ListCommentsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListCommentsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListCommentsRequest) GetFilter() *CommentFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *ListCommentsRequest) GetNewestFirst() bool {
+	if x != nil {
+		return x.NewestFirst
+	}
+	return false
+}
+
+// ListCommentsResponse is what ListComments answers.
+type ListCommentsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those of this page.
+	Comments      []*Comment `protobuf:"bytes,2,rep,name=comments,proto3" json:"comments,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListCommentsResponse) Reset() {
+	*x = ListCommentsResponse{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListCommentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListCommentsResponse) ProtoMessage() {}
+
+func (x *ListCommentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListCommentsResponse.ProtoReflect.Descriptor instead.
+func (*ListCommentsResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ListCommentsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListCommentsResponse) GetComments() []*Comment {
+	if x != nil {
+		return x.Comments
+	}
+	return nil
+}
+
+// CommentFilter chooses comments.
+type CommentFilter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The issue.
+	IssueId       string `protobuf:"bytes,1,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommentFilter) Reset() {
+	*x = CommentFilter{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommentFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommentFilter) ProtoMessage() {}
+
+func (x *CommentFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommentFilter.ProtoReflect.Descriptor instead.
+func (*CommentFilter) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *CommentFilter) GetIssueId() string {
+	if x != nil {
+		return x.IssueId
+	}
+	return ""
+}
+
+// ListAttachmentsRequest is what ListAttachments is asked.
+type ListAttachmentsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 200; 0: 50.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the last page's next_page_token; the other fields must be the same.
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// The issue.
+	IssueId       string `protobuf:"bytes,3,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAttachmentsRequest) Reset() {
+	*x = ListAttachmentsRequest{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAttachmentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAttachmentsRequest) ProtoMessage() {}
+
+func (x *ListAttachmentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAttachmentsRequest.ProtoReflect.Descriptor instead.
+func (*ListAttachmentsRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ListAttachmentsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListAttachmentsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListAttachmentsRequest) GetIssueId() string {
+	if x != nil {
+		return x.IssueId
+	}
+	return ""
+}
+
+// ListAttachmentsResponse is what ListAttachments answers.
+type ListAttachmentsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those of this page.
+	Attachments   []*Attachment `protobuf:"bytes,2,rep,name=attachments,proto3" json:"attachments,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAttachmentsResponse) Reset() {
+	*x = ListAttachmentsResponse{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAttachmentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAttachmentsResponse) ProtoMessage() {}
+
+func (x *ListAttachmentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAttachmentsResponse.ProtoReflect.Descriptor instead.
+func (*ListAttachmentsResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ListAttachmentsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListAttachmentsResponse) GetAttachments() []*Attachment {
+	if x != nil {
+		return x.Attachments
+	}
+	return nil
+}
+
+// ListIssueHistoryRequest is what ListIssueHistory is asked.
+type ListIssueHistoryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 200; 0: 50.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the last page's next_page_token; the other fields must be the same.
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// The issue.
+	IssueId       string `protobuf:"bytes,3,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListIssueHistoryRequest) Reset() {
+	*x = ListIssueHistoryRequest{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListIssueHistoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListIssueHistoryRequest) ProtoMessage() {}
+
+func (x *ListIssueHistoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListIssueHistoryRequest.ProtoReflect.Descriptor instead.
+func (*ListIssueHistoryRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ListIssueHistoryRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListIssueHistoryRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListIssueHistoryRequest) GetIssueId() string {
+	if x != nil {
+		return x.IssueId
+	}
+	return ""
+}
+
+// ListIssueHistoryResponse is what ListIssueHistory answers.
+type ListIssueHistoryResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those of this page.
+	Changes       []*IssueChange `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListIssueHistoryResponse) Reset() {
+	*x = ListIssueHistoryResponse{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListIssueHistoryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListIssueHistoryResponse) ProtoMessage() {}
+
+func (x *ListIssueHistoryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListIssueHistoryResponse.ProtoReflect.Descriptor instead.
+func (*ListIssueHistoryResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ListIssueHistoryResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListIssueHistoryResponse) GetChanges() []*IssueChange {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+// ListAgentSessionsRequest is what ListAgentSessions is asked.
+type ListAgentSessionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 200; 0: 50.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the last page's next_page_token; the other fields must be the same.
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Which; unset: all.
+	Filter        *AgentSessionFilter `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAgentSessionsRequest) Reset() {
+	*x = ListAgentSessionsRequest{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAgentSessionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAgentSessionsRequest) ProtoMessage() {}
+
+func (x *ListAgentSessionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAgentSessionsRequest.ProtoReflect.Descriptor instead.
+func (*ListAgentSessionsRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ListAgentSessionsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListAgentSessionsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListAgentSessionsRequest) GetFilter() *AgentSessionFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+// ListAgentSessionsResponse is what ListAgentSessions answers.
+type ListAgentSessionsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those of this page.
+	AgentSessions []*AgentSession `protobuf:"bytes,2,rep,name=agent_sessions,json=agentSessions,proto3" json:"agent_sessions,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAgentSessionsResponse) Reset() {
+	*x = ListAgentSessionsResponse{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAgentSessionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAgentSessionsResponse) ProtoMessage() {}
+
+func (x *ListAgentSessionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAgentSessionsResponse.ProtoReflect.Descriptor instead.
+func (*ListAgentSessionsResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ListAgentSessionsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListAgentSessionsResponse) GetAgentSessions() []*AgentSession {
+	if x != nil {
+		return x.AgentSessions
+	}
+	return nil
+}
+
+// AgentSessionFilter chooses agent sessions: those that fit all that is set. Where a field has several values, one of them has to fit.
+type AgentSessionFilter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The issues that they are about.
+	IssueIds []string `protobuf:"bytes,1,rep,name=issue_ids,json=issueIds,proto3" json:"issue_ids,omitempty"`
+	// pending, active, awaitingInput, error, complete or stale.
+	Statuses      []string `protobuf:"bytes,2,rep,name=statuses,proto3" json:"statuses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AgentSessionFilter) Reset() {
+	*x = AgentSessionFilter{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgentSessionFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgentSessionFilter) ProtoMessage() {}
+
+func (x *AgentSessionFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgentSessionFilter.ProtoReflect.Descriptor instead.
+func (*AgentSessionFilter) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *AgentSessionFilter) GetIssueIds() []string {
+	if x != nil {
+		return x.IssueIds
+	}
+	return nil
+}
+
+func (x *AgentSessionFilter) GetStatuses() []string {
+	if x != nil {
+		return x.Statuses
+	}
+	return nil
+}
+
+// ListAgentActivitiesRequest is what ListAgentActivities is asked.
+type ListAgentActivitiesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 200; 0: 50.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the last page's next_page_token; the other fields must be the same.
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// The session.
+	AgentSessionId string `protobuf:"bytes,3,opt,name=agent_session_id,json=agentSessionId,proto3" json:"agent_session_id,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ListAgentActivitiesRequest) Reset() {
+	*x = ListAgentActivitiesRequest{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAgentActivitiesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAgentActivitiesRequest) ProtoMessage() {}
+
+func (x *ListAgentActivitiesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAgentActivitiesRequest.ProtoReflect.Descriptor instead.
+func (*ListAgentActivitiesRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ListAgentActivitiesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListAgentActivitiesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListAgentActivitiesRequest) GetAgentSessionId() string {
+	if x != nil {
+		return x.AgentSessionId
+	}
+	return ""
+}
+
+// ListAgentActivitiesResponse is what ListAgentActivities answers.
+type ListAgentActivitiesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Those of this page.
+	Activities    []*AgentActivity `protobuf:"bytes,2,rep,name=activities,proto3" json:"activities,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAgentActivitiesResponse) Reset() {
+	*x = ListAgentActivitiesResponse{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAgentActivitiesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAgentActivitiesResponse) ProtoMessage() {}
+
+func (x *ListAgentActivitiesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAgentActivitiesResponse.ProtoReflect.Descriptor instead.
+func (*ListAgentActivitiesResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ListAgentActivitiesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListAgentActivitiesResponse) GetActivities() []*AgentActivity {
+	if x != nil {
+		return x.Activities
 	}
 	return nil
 }
@@ -1729,7 +3999,7 @@ type PutIssuesRequest struct {
 
 func (x *PutIssuesRequest) Reset() {
 	*x = PutIssuesRequest{}
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1741,7 +4011,7 @@ func (x *PutIssuesRequest) String() string {
 func (*PutIssuesRequest) ProtoMessage() {}
 
 func (x *PutIssuesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1754,7 +4024,7 @@ func (x *PutIssuesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutIssuesRequest.ProtoReflect.Descriptor instead.
 func (*PutIssuesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *PutIssuesRequest) GetRequestId() string {
@@ -1789,7 +4059,7 @@ type PutIssuesResponse struct {
 
 func (x *PutIssuesResponse) Reset() {
 	*x = PutIssuesResponse{}
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +4071,7 @@ func (x *PutIssuesResponse) String() string {
 func (*PutIssuesResponse) ProtoMessage() {}
 
 func (x *PutIssuesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +4084,7 @@ func (x *PutIssuesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutIssuesResponse.ProtoReflect.Descriptor instead.
 func (*PutIssuesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PutIssuesResponse) GetResults() []*PutIssueResult {
@@ -1841,7 +4111,7 @@ type PutIssueResult struct {
 
 func (x *PutIssueResult) Reset() {
 	*x = PutIssueResult{}
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1853,7 +4123,7 @@ func (x *PutIssueResult) String() string {
 func (*PutIssueResult) ProtoMessage() {}
 
 func (x *PutIssueResult) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_linear_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1866,7 +4136,7 @@ func (x *PutIssueResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutIssueResult.ProtoReflect.Descriptor instead.
 func (*PutIssueResult) Descriptor() ([]byte, []int) {
-	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PutIssueResult) GetIssueId() string {
@@ -1893,6 +4163,725 @@ func (x *PutIssueResult) GetVersion() int64 {
 func (x *PutIssueResult) GetProblem() *v1.Problem {
 	if x != nil {
 		return x.Problem
+	}
+	return nil
+}
+
+// IssueEdit is what can be written of an issue. Ids are Linear's.
+type IssueEdit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its title.
+	Title string `protobuf:"bytes,1,opt,name=title,proto3" json:"title,omitempty"`
+	// All of the description, in Markdown.
+	Description string `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
+	// 0 none, 1 urgent, 2 high, 3 medium, 4 low.
+	Priority int32 `protobuf:"varint,3,opt,name=priority,proto3" json:"priority,omitempty"`
+	// How large it is, in the team's points.
+	Estimate int32 `protobuf:"varint,4,opt,name=estimate,proto3" json:"estimate,omitempty"`
+	// A day, such as "2026-11-30".
+	DueDate string `protobuf:"bytes,5,opt,name=due_date,json=dueDate,proto3" json:"due_date,omitempty"`
+	// Where it is in the team's workflow.
+	StateId string `protobuf:"bytes,6,opt,name=state_id,json=stateId,proto3" json:"state_id,omitempty"`
+	// The team that it belongs to.
+	TeamId string `protobuf:"bytes,7,opt,name=team_id,json=teamId,proto3" json:"team_id,omitempty"`
+	// Who does it.
+	AssigneeId string `protobuf:"bytes,8,opt,name=assignee_id,json=assigneeId,proto3" json:"assignee_id,omitempty"`
+	// The agent that works on it for the assignee.
+	DelegateId string `protobuf:"bytes,9,opt,name=delegate_id,json=delegateId,proto3" json:"delegate_id,omitempty"`
+	// Linear's project.
+	ProjectId string `protobuf:"bytes,10,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	// The cycle that it is planned for.
+	CycleId string `protobuf:"bytes,11,opt,name=cycle_id,json=cycleId,proto3" json:"cycle_id,omitempty"`
+	// The issue above it.
+	ParentId string `protobuf:"bytes,12,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	// Labels to add; the others stay.
+	AddLabelIds []string `protobuf:"bytes,13,rep,name=add_label_ids,json=addLabelIds,proto3" json:"add_label_ids,omitempty"`
+	// Labels to take away.
+	RemoveLabelIds []string `protobuf:"bytes,14,rep,name=remove_label_ids,json=removeLabelIds,proto3" json:"remove_label_ids,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *IssueEdit) Reset() {
+	*x = IssueEdit{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueEdit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueEdit) ProtoMessage() {}
+
+func (x *IssueEdit) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueEdit.ProtoReflect.Descriptor instead.
+func (*IssueEdit) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *IssueEdit) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *IssueEdit) GetEstimate() int32 {
+	if x != nil {
+		return x.Estimate
+	}
+	return 0
+}
+
+func (x *IssueEdit) GetDueDate() string {
+	if x != nil {
+		return x.DueDate
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetStateId() string {
+	if x != nil {
+		return x.StateId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetTeamId() string {
+	if x != nil {
+		return x.TeamId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetAssigneeId() string {
+	if x != nil {
+		return x.AssigneeId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetDelegateId() string {
+	if x != nil {
+		return x.DelegateId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetProjectId() string {
+	if x != nil {
+		return x.ProjectId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetCycleId() string {
+	if x != nil {
+		return x.CycleId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetParentId() string {
+	if x != nil {
+		return x.ParentId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetAddLabelIds() []string {
+	if x != nil {
+		return x.AddLabelIds
+	}
+	return nil
+}
+
+func (x *IssueEdit) GetRemoveLabelIds() []string {
+	if x != nil {
+		return x.RemoveLabelIds
+	}
+	return nil
+}
+
+// LocalChange is a change of an issue that was asked for here and that Linear has not confirmed. One that it has confirmed is gone.
+type LocalChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A UUID: what a creation makes, or a comment, has it in Linear. It is the call's key in the ledger of the API "linear", too.
+	ChangeId string `protobuf:"bytes,1,opt,name=change_id,json=changeId,proto3" json:"change_id,omitempty"`
+	// What it does.
+	Type LocalChangeType `protobuf:"varint,2,opt,name=type,proto3,enum=holdfast.linear.v1.LocalChangeType" json:"type,omitempty"`
+	// How far it is.
+	Status LocalChangeStatus `protobuf:"varint,3,opt,name=status,proto3,enum=holdfast.linear.v1.LocalChangeStatus" json:"status,omitempty"`
+	// The new values.
+	Edit *IssueEdit `protobuf:"bytes,4,opt,name=edit,proto3" json:"edit,omitempty"`
+	// The fields of edit that it changes.
+	Fields []string `protobuf:"bytes,5,rep,name=fields,proto3" json:"fields,omitempty"`
+	// The text of a comment.
+	Body string `protobuf:"bytes,6,opt,name=body,proto3" json:"body,omitempty"`
+	// The comment that a comment answers.
+	ParentCommentId string `protobuf:"bytes,7,opt,name=parent_comment_id,json=parentCommentId,proto3" json:"parent_comment_id,omitempty"`
+	// The endpoint whose API key it is sent with.
+	EndpointId string `protobuf:"bytes,8,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	// Why it is refused, or not sent yet.
+	Error string `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
+	// When it was asked for.
+	RequestTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=request_time,json=requestTime,proto3" json:"request_time,omitempty"`
+	// It is not sent, or not asked after, before this.
+	NotBefore *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	// How often it was tried.
+	AttemptCount int32 `protobuf:"varint,12,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
+	// When Linear took it.
+	AcceptTime    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=accept_time,json=acceptTime,proto3" json:"accept_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocalChange) Reset() {
+	*x = LocalChange{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocalChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocalChange) ProtoMessage() {}
+
+func (x *LocalChange) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocalChange.ProtoReflect.Descriptor instead.
+func (*LocalChange) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *LocalChange) GetChangeId() string {
+	if x != nil {
+		return x.ChangeId
+	}
+	return ""
+}
+
+func (x *LocalChange) GetType() LocalChangeType {
+	if x != nil {
+		return x.Type
+	}
+	return LocalChangeType_LOCAL_CHANGE_TYPE_UNSPECIFIED
+}
+
+func (x *LocalChange) GetStatus() LocalChangeStatus {
+	if x != nil {
+		return x.Status
+	}
+	return LocalChangeStatus_LOCAL_CHANGE_STATUS_UNSPECIFIED
+}
+
+func (x *LocalChange) GetEdit() *IssueEdit {
+	if x != nil {
+		return x.Edit
+	}
+	return nil
+}
+
+func (x *LocalChange) GetFields() []string {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
+
+func (x *LocalChange) GetBody() string {
+	if x != nil {
+		return x.Body
+	}
+	return ""
+}
+
+func (x *LocalChange) GetParentCommentId() string {
+	if x != nil {
+		return x.ParentCommentId
+	}
+	return ""
+}
+
+func (x *LocalChange) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+func (x *LocalChange) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *LocalChange) GetRequestTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RequestTime
+	}
+	return nil
+}
+
+func (x *LocalChange) GetNotBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotBefore
+	}
+	return nil
+}
+
+func (x *LocalChange) GetAttemptCount() int32 {
+	if x != nil {
+		return x.AttemptCount
+	}
+	return 0
+}
+
+func (x *LocalChange) GetAcceptTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AcceptTime
+	}
+	return nil
+}
+
+// CreateIssueRequest is what CreateIssue is asked.
+type CreateIssueRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Of no use but 0: the issue does not exist.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The endpoint whose API key is used; empty: the only one that has a key.
+	EndpointId string `protobuf:"bytes,3,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	// What the issue is to be. It needs team_id and title.
+	Edit          *IssueEdit `protobuf:"bytes,4,opt,name=edit,proto3" json:"edit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateIssueRequest) Reset() {
+	*x = CreateIssueRequest{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateIssueRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateIssueRequest) ProtoMessage() {}
+
+func (x *CreateIssueRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateIssueRequest.ProtoReflect.Descriptor instead.
+func (*CreateIssueRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *CreateIssueRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CreateIssueRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *CreateIssueRequest) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+func (x *CreateIssueRequest) GetEdit() *IssueEdit {
+	if x != nil {
+		return x.Edit
+	}
+	return nil
+}
+
+// CreateIssueResponse is what CreateIssue answers.
+type CreateIssueResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now; Linear gives it its identifier.
+	Issue         *Issue `protobuf:"bytes,1,opt,name=issue,proto3" json:"issue,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateIssueResponse) Reset() {
+	*x = CreateIssueResponse{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateIssueResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateIssueResponse) ProtoMessage() {}
+
+func (x *CreateIssueResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateIssueResponse.ProtoReflect.Descriptor instead.
+func (*CreateIssueResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *CreateIssueResponse) GetIssue() *Issue {
+	if x != nil {
+		return x.Issue
+	}
+	return nil
+}
+
+// UpdateIssueRequest is what UpdateIssue is asked.
+type UpdateIssueRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The issue.
+	IssueId string `protobuf:"bytes,3,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
+	// The new values.
+	Edit *IssueEdit `protobuf:"bytes,4,opt,name=edit,proto3" json:"edit,omitempty"`
+	// The fields to change (AIP-134); unset: those that are set.
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// The endpoint whose API key is used; empty: the one that reports the issue, or the only one that has a key.
+	EndpointId    string `protobuf:"bytes,6,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateIssueRequest) Reset() {
+	*x = UpdateIssueRequest{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateIssueRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateIssueRequest) ProtoMessage() {}
+
+func (x *UpdateIssueRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateIssueRequest.ProtoReflect.Descriptor instead.
+func (*UpdateIssueRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *UpdateIssueRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *UpdateIssueRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *UpdateIssueRequest) GetIssueId() string {
+	if x != nil {
+		return x.IssueId
+	}
+	return ""
+}
+
+func (x *UpdateIssueRequest) GetEdit() *IssueEdit {
+	if x != nil {
+		return x.Edit
+	}
+	return nil
+}
+
+func (x *UpdateIssueRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+func (x *UpdateIssueRequest) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+// UpdateIssueResponse is what UpdateIssue answers.
+type UpdateIssueResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it is now.
+	Issue         *Issue `protobuf:"bytes,1,opt,name=issue,proto3" json:"issue,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateIssueResponse) Reset() {
+	*x = UpdateIssueResponse{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateIssueResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateIssueResponse) ProtoMessage() {}
+
+func (x *UpdateIssueResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateIssueResponse.ProtoReflect.Descriptor instead.
+func (*UpdateIssueResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *UpdateIssueResponse) GetIssue() *Issue {
+	if x != nil {
+		return x.Issue
+	}
+	return nil
+}
+
+// CommentOnIssueRequest is what CommentOnIssue is asked.
+type CommentOnIssueRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version of the issue; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The issue.
+	IssueId string `protobuf:"bytes,3,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
+	// The text, in Markdown.
+	Body string `protobuf:"bytes,4,opt,name=body,proto3" json:"body,omitempty"`
+	// The comment that it answers; empty: none.
+	ParentCommentId string `protobuf:"bytes,5,opt,name=parent_comment_id,json=parentCommentId,proto3" json:"parent_comment_id,omitempty"`
+	// The endpoint whose API key is used; empty: the one that reports the issue, or the only one that has a key.
+	EndpointId    string `protobuf:"bytes,6,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommentOnIssueRequest) Reset() {
+	*x = CommentOnIssueRequest{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommentOnIssueRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommentOnIssueRequest) ProtoMessage() {}
+
+func (x *CommentOnIssueRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommentOnIssueRequest.ProtoReflect.Descriptor instead.
+func (*CommentOnIssueRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *CommentOnIssueRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CommentOnIssueRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *CommentOnIssueRequest) GetIssueId() string {
+	if x != nil {
+		return x.IssueId
+	}
+	return ""
+}
+
+func (x *CommentOnIssueRequest) GetBody() string {
+	if x != nil {
+		return x.Body
+	}
+	return ""
+}
+
+func (x *CommentOnIssueRequest) GetParentCommentId() string {
+	if x != nil {
+		return x.ParentCommentId
+	}
+	return ""
+}
+
+func (x *CommentOnIssueRequest) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+// CommentOnIssueResponse is what CommentOnIssue answers.
+type CommentOnIssueResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Linear's id of the comment.
+	CommentId string `protobuf:"bytes,1,opt,name=comment_id,json=commentId,proto3" json:"comment_id,omitempty"`
+	// The issue as it is now.
+	Issue         *Issue `protobuf:"bytes,2,opt,name=issue,proto3" json:"issue,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommentOnIssueResponse) Reset() {
+	*x = CommentOnIssueResponse{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommentOnIssueResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommentOnIssueResponse) ProtoMessage() {}
+
+func (x *CommentOnIssueResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommentOnIssueResponse.ProtoReflect.Descriptor instead.
+func (*CommentOnIssueResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *CommentOnIssueResponse) GetCommentId() string {
+	if x != nil {
+		return x.CommentId
+	}
+	return ""
+}
+
+func (x *CommentOnIssueResponse) GetIssue() *Issue {
+	if x != nil {
+		return x.Issue
 	}
 	return nil
 }
@@ -1930,7 +4919,7 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"SecretInfo\x12\x1b\n" +
 	"\tsecret_id\x18\x01 \x01(\tR\bsecretId\x12;\n" +
 	"\vcreate_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"\x88\x03\n" +
+	"createTime\"\xc2\x03\n" +
 	"\n" +
 	"SyncStatus\x12B\n" +
 	"\x0fhigh_water_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\rhighWaterTime\x12?\n" +
@@ -1944,7 +4933,16 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\rfailure_count\x18\a \x01(\x05R\ffailureCount\x12#\n" +
 	"\rskipped_count\x18\b \x01(\x05R\fskippedCount\x12\x1f\n" +
 	"\vskip_reason\x18\t \x01(\tR\n" +
-	"skipReason\"\x96\x04\n" +
+	"skipReason\x128\n" +
+	"\x05lists\x18\n" +
+	" \x03(\v2\".holdfast.linear.v1.SyncListStatusR\x05lists\"\xde\x01\n" +
+	"\x0eSyncListStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12B\n" +
+	"\x0fhigh_water_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\rhighWaterTime\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\x12#\n" +
+	"\rfailure_count\x18\x04 \x01(\x05R\ffailureCount\x129\n" +
+	"\n" +
+	"not_before\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\"\x96\x04\n" +
 	"\x12PutEndpointRequest\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
@@ -1983,7 +4981,7 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\v_if_version\"L\n" +
 	"\x16DeleteEndpointResponse\x12\x18\n" +
 	"\aexisted\x18\x01 \x01(\bR\aexisted\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x03R\aversion\"\xe8\r\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion\"\x80\x0f\n" +
 	"\x05Issue\x12\x19\n" +
 	"\bissue_id\x18\x01 \x01(\tR\aissueId\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
@@ -1993,8 +4991,8 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\vupdate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"updateTime\x12;\n" +
 	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\x12=\n" +
-	"\x06labels\x18\a \x03(\v2%.holdfast.linear.v1.Issue.LabelsEntryR\x06labels\x12\x1e\n" +
+	"expireTime\x121\n" +
+	"\x06labels\x18\a \x03(\v2\x19.holdfast.linear.v1.LabelR\x06labels\x12\x1e\n" +
 	"\n" +
 	"identifier\x18\b \x01(\tR\n" +
 	"identifier\x121\n" +
@@ -2030,14 +5028,143 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\apayload\x18\" \x01(\v2 .holdfast.linear.v1.IssuePayloadR\apayload\x12#\n" +
 	"\rrefetch_count\x18# \x01(\x05R\frefetchCount\x12=\n" +
 	"\frefetch_time\x18$ \x01(\v2\x1a.google.protobuf.TimestampR\vrefetchTime\x12\x16\n" +
-	"\x06unseen\x18% \x01(\bR\x06unseen\x1a9\n" +
-	"\vLabelsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"G\n" +
+	"\x06unseen\x18% \x01(\bR\x06unseen\x125\n" +
+	"\tmilestone\x18& \x01(\v2\x17.holdfast.linear.v1.RefR\tmilestone\x12\x1f\n" +
+	"\vbranch_name\x18' \x01(\tR\n" +
+	"branchName\x12?\n" +
+	"\trelations\x18( \x03(\v2!.holdfast.linear.v1.IssueRelationR\trelations\x12D\n" +
+	"\rlocal_changes\x18) \x03(\v2\x1f.holdfast.linear.v1.LocalChangeR\flocalChanges\"A\n" +
+	"\x05Label\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05color\x18\x03 \x01(\tR\x05color\"b\n" +
+	"\rIssueRelation\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12-\n" +
+	"\x05issue\x18\x03 \x01(\v2\x17.holdfast.linear.v1.RefR\x05issue\"\xe2\x01\n" +
+	"\vIssueChange\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12/\n" +
+	"\x05actor\x18\x02 \x01(\v2\x19.holdfast.linear.v1.ActorR\x05actor\x12\x16\n" +
+	"\x06action\x18\x03 \x01(\tR\x06action\x12B\n" +
+	"\n" +
+	"properties\x18\x04 \x03(\v2\".holdfast.linear.v1.PropertyChangeR\n" +
+	"properties\x12\x16\n" +
+	"\x06source\x18\x05 \x01(\tR\x06source\"?\n" +
+	"\x05Actor\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\x03 \x01(\tR\x04type\"\x92\x01\n" +
+	"\x0ePropertyChange\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12*\n" +
+	"\x04from\x18\x02 \x01(\v2\x16.google.protobuf.ValueR\x04from\x12&\n" +
+	"\x02to\x18\x03 \x01(\v2\x16.google.protobuf.ValueR\x02to\x12\x18\n" +
+	"\aomitted\x18\x04 \x01(\bR\aomitted\"\xdc\x06\n" +
+	"\aComment\x12\x1d\n" +
+	"\n" +
+	"comment_id\x18\x01 \x01(\tR\tcommentId\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\x12;\n" +
+	"\vcreate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12;\n" +
+	"\vupdate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"updateTime\x12;\n" +
+	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12\x19\n" +
+	"\bissue_id\x18\a \x01(\tR\aissueId\x12\x12\n" +
+	"\x04body\x18\b \x01(\tR\x04body\x12\x19\n" +
+	"\bbody_cut\x18\t \x01(\bR\abodyCut\x12\x10\n" +
+	"\x03url\x18\n" +
+	" \x01(\tR\x03url\x12\x1b\n" +
+	"\tparent_id\x18\v \x01(\tR\bparentId\x12+\n" +
+	"\x04user\x18\f \x01(\v2\x17.holdfast.linear.v1.RefR\x04user\x12<\n" +
+	"\rexternal_user\x18\r \x01(\v2\x17.holdfast.linear.v1.RefR\fexternalUser\x12\x10\n" +
+	"\x03bot\x18\x0e \x01(\tR\x03bot\x12\x1f\n" +
+	"\vquoted_text\x18\x0f \x01(\tR\n" +
+	"quotedText\x12(\n" +
+	"\x10agent_session_id\x18\x10 \x01(\tR\x0eagentSessionId\x127\n" +
+	"\tedit_time\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\beditTime\x12=\n" +
+	"\fresolve_time\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\vresolveTime\x12H\n" +
+	"\x12linear_create_time\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\x10linearCreateTime\x12H\n" +
+	"\x12linear_update_time\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x10linearUpdateTime\"\x94\x05\n" +
+	"\n" +
+	"Attachment\x12#\n" +
+	"\rattachment_id\x18\x01 \x01(\tR\fattachmentId\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\x12;\n" +
+	"\vcreate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12;\n" +
+	"\vupdate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"updateTime\x12;\n" +
+	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12\x19\n" +
+	"\bissue_id\x18\a \x01(\tR\aissueId\x12\x14\n" +
+	"\x05title\x18\b \x01(\tR\x05title\x12\x1a\n" +
+	"\bsubtitle\x18\t \x01(\tR\bsubtitle\x12\x10\n" +
+	"\x03url\x18\n" +
+	" \x01(\tR\x03url\x12\x1f\n" +
+	"\vsource_type\x18\v \x01(\tR\n" +
+	"sourceType\x123\n" +
+	"\bmetadata\x18\f \x01(\v2\x17.google.protobuf.StructR\bmetadata\x121\n" +
+	"\acreator\x18\r \x01(\v2\x17.holdfast.linear.v1.RefR\acreator\x12H\n" +
+	"\x12linear_create_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x10linearCreateTime\x12H\n" +
+	"\x12linear_update_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\x10linearUpdateTime\"\xa6\b\n" +
+	"\fAgentSession\x12(\n" +
+	"\x10agent_session_id\x18\x01 \x01(\tR\x0eagentSessionId\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\x12;\n" +
+	"\vcreate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12;\n" +
+	"\vupdate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"updateTime\x12;\n" +
+	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12\x19\n" +
+	"\bissue_id\x18\a \x01(\tR\aissueId\x12\x16\n" +
+	"\x06status\x18\b \x01(\tR\x06status\x121\n" +
+	"\acreator\x18\t \x01(\v2\x17.holdfast.linear.v1.RefR\acreator\x12\x1e\n" +
+	"\vapp_user_id\x18\n" +
+	" \x01(\tR\tappUserId\x12\x1d\n" +
+	"\n" +
+	"comment_id\x18\v \x01(\tR\tcommentId\x12*\n" +
+	"\x11source_comment_id\x18\f \x01(\tR\x0fsourceCommentId\x12\x10\n" +
+	"\x03url\x18\r \x01(\tR\x03url\x12\x18\n" +
+	"\asummary\x18\x0e \x01(\tR\asummary\x12*\n" +
+	"\x04plan\x18\x0f \x01(\v2\x16.google.protobuf.ValueR\x04plan\x12G\n" +
+	"\x0eexternal_links\x18\x10 \x03(\v2 .holdfast.linear.v1.ExternalLinkR\rexternalLinks\x12%\n" +
+	"\x0eprompt_context\x18\x11 \x01(\tR\rpromptContext\x12,\n" +
+	"\x12prompt_context_cut\x18\x12 \x01(\bR\x10promptContextCut\x128\n" +
+	"\bguidance\x18\x13 \x03(\v2\x1c.holdfast.linear.v1.GuidanceR\bguidance\x129\n" +
+	"\n" +
+	"start_time\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x125\n" +
+	"\bend_time\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12H\n" +
+	"\x12linear_create_time\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\x10linearCreateTime\x12H\n" +
+	"\x12linear_update_time\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\x10linearUpdateTime\"6\n" +
+	"\fExternalLink\x12\x14\n" +
+	"\x05label\x18\x01 \x01(\tR\x05label\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\"6\n" +
+	"\bGuidance\x12\x12\n" +
+	"\x04body\x18\x01 \x01(\tR\x04body\x12\x16\n" +
+	"\x06origin\x18\x02 \x01(\tR\x06origin\"\x8b\x04\n" +
+	"\rAgentActivity\x12\x1f\n" +
+	"\vactivity_id\x18\x01 \x01(\tR\n" +
+	"activityId\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
+	"\x04body\x18\x03 \x01(\tR\x04body\x12\x16\n" +
+	"\x06action\x18\x04 \x01(\tR\x06action\x12\x1c\n" +
+	"\tparameter\x18\x05 \x01(\tR\tparameter\x12\x16\n" +
+	"\x06result\x18\x06 \x01(\tR\x06result\x12\x1c\n" +
+	"\tephemeral\x18\a \x01(\bR\tephemeral\x12\x16\n" +
+	"\x06signal\x18\b \x01(\tR\x06signal\x12@\n" +
+	"\x0fsignal_metadata\x18\t \x01(\v2\x17.google.protobuf.StructR\x0esignalMetadata\x12+\n" +
+	"\x04user\x18\n" +
+	" \x01(\v2\x17.holdfast.linear.v1.RefR\x04user\x12*\n" +
+	"\x11source_comment_id\x18\v \x01(\tR\x0fsourceCommentId\x12H\n" +
+	"\x12linear_create_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x10linearCreateTime\x12H\n" +
+	"\x12linear_update_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x10linearUpdateTime\"]\n" +
 	"\rWorkflowState\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
-	"\x04type\x18\x03 \x01(\tR\x04type\"<\n" +
+	"\x04type\x18\x03 \x01(\tR\x04type\x12\x14\n" +
+	"\x05color\x18\x04 \x01(\tR\x05color\"<\n" +
 	"\x04Team\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -2075,17 +5202,71 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\tcycle_ids\x18\x0e \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10 \"\ar\x05 \x01(\x80\x01R\bcycleIds\x120\n" +
 	"\n" +
 	"parent_ids\x18\x0f \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10 \"\ar\x05 \x01(\x80\x01R\tparentIds\x124\n" +
-	"\fdelegate_ids\x18\x10 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10 \"\ar\x05 \x01(\x80\x01R\vdelegateIds\"\xc1\x01\n" +
+	"\fdelegate_ids\x18\x10 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10 \"\ar\x05 \x01(\x80\x01R\vdelegateIds\"\x81\x02\n" +
 	"\x11ListIssuesRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x127\n" +
 	"\x06filter\x18\x03 \x01(\v2\x1f.holdfast.linear.v1.IssueFilterR\x06filter\x12!\n" +
-	"\fwith_payload\x18\x04 \x01(\bR\vwithPayload\"o\n" +
+	"\fwith_payload\x18\x04 \x01(\bR\vwithPayload\x12>\n" +
+	"\x05order\x18\x05 \x01(\x0e2\x1e.holdfast.linear.v1.IssueOrderB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05order\"o\n" +
 	"\x12ListIssuesResponse\x12&\n" +
 	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x121\n" +
-	"\x06issues\x18\x02 \x03(\v2\x19.holdfast.linear.v1.IssueR\x06issues\"\xb4\x01\n" +
+	"\x06issues\x18\x02 \x03(\v2\x19.holdfast.linear.v1.IssueR\x06issues\"\xcd\x01\n" +
+	"\x13ListCommentsRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12A\n" +
+	"\x06filter\x18\x03 \x01(\v2!.holdfast.linear.v1.CommentFilterB\x06\xbaH\x03\xc8\x01\x01R\x06filter\x12!\n" +
+	"\fnewest_first\x18\x04 \x01(\bR\vnewestFirst\"w\n" +
+	"\x14ListCommentsResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x127\n" +
+	"\bcomments\x18\x02 \x03(\v2\x1b.holdfast.linear.v1.CommentR\bcomments\"H\n" +
+	"\rCommentFilter\x127\n" +
+	"\bissue_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\aissueId\"\xa3\x01\n" +
+	"\x16ListAttachmentsRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x127\n" +
+	"\bissue_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\aissueId\"\x83\x01\n" +
+	"\x17ListAttachmentsResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x12@\n" +
+	"\vattachments\x18\x02 \x03(\v2\x1e.holdfast.linear.v1.AttachmentR\vattachments\"\xa4\x01\n" +
+	"\x17ListIssueHistoryRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x127\n" +
+	"\bissue_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\aissueId\"}\n" +
+	"\x18ListIssueHistoryResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x129\n" +
+	"\achanges\x18\x02 \x03(\v2\x1f.holdfast.linear.v1.IssueChangeR\achanges\"\xac\x01\n" +
+	"\x18ListAgentSessionsRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12>\n" +
+	"\x06filter\x18\x03 \x01(\v2&.holdfast.linear.v1.AgentSessionFilterR\x06filter\"\x8c\x01\n" +
+	"\x19ListAgentSessionsResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x12G\n" +
+	"\x0eagent_sessions\x18\x02 \x03(\v2 .holdfast.linear.v1.AgentSessionR\ragentSessions\"\xa6\x01\n" +
+	"\x12AgentSessionFilter\x12.\n" +
+	"\tissue_ids\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10 \"\ar\x05 \x01(\x80\x01R\bissueIds\x12`\n" +
+	"\bstatuses\x18\x02 \x03(\tBD\xbaHA\x92\x01>\x10\x06\":r8R\apendingR\x06activeR\rawaitingInputR\x05errorR\bcompleteR\x05staleR\bstatuses\"\xb6\x01\n" +
+	"\x1aListAgentActivitiesRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\x12F\n" +
+	"\x10agent_session_id\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0eagentSessionId\"\x88\x01\n" +
+	"\x1bListAgentActivitiesResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x12A\n" +
+	"\n" +
+	"activities\x18\x02 \x03(\v2!.holdfast.linear.v1.AgentActivityR\n" +
+	"activities\"\xb4\x01\n" +
 	"\x10PutIssuesRequest\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
@@ -2100,14 +5281,118 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\bissue_id\x18\x01 \x01(\tR\aissueId\x12\x18\n" +
 	"\aapplied\x18\x02 \x01(\bR\aapplied\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\x03R\aversion\x124\n" +
-	"\aproblem\x18\x04 \x01(\v2\x1a.holdfast.error.v1.ProblemR\aproblem2\x82\x04\n" +
+	"\aproblem\x18\x04 \x01(\v2\x1a.holdfast.error.v1.ProblemR\aproblem\"\xd8\x06\n" +
+	"\tIssueEdit\x12\x1e\n" +
+	"\x05title\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05title\x12+\n" +
+	"\vdescription\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x04R\vdescription\x12%\n" +
+	"\bpriority\x18\x03 \x01(\x05B\t\xbaH\x06\x1a\x04\x18\x04(\x00R\bpriority\x12'\n" +
+	"\bestimate\x18\x04 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xc0\x84=(\x00R\bestimate\x12X\n" +
+	"\bdue_date\x18\x05 \x01(\tB=\xbaH:r826^([0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01]))?$R\adueDate\x12:\n" +
+	"\bstate_id\x18\x06 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\astateId\x128\n" +
+	"\ateam_id\x18\a \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\x06teamId\x12@\n" +
+	"\vassignee_id\x18\b \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\n" +
+	"assigneeId\x12@\n" +
+	"\vdelegate_id\x18\t \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\n" +
+	"delegateId\x12>\n" +
+	"\n" +
+	"project_id\x18\n" +
+	" \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\tprojectId\x12:\n" +
+	"\bcycle_id\x18\v \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\acycleId\x12<\n" +
+	"\tparent_id\x18\f \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\bparentId\x12L\n" +
+	"\radd_label_ids\x18\r \x03(\tB(\xbaH%\x92\x01\"\x102\x18\x01\"\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\vaddLabelIds\x12R\n" +
+	"\x10remove_label_ids\x18\x0e \x03(\tB(\xbaH%\x92\x01\"\x102\x18\x01\"\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0eremoveLabelIds\"\xc0\x04\n" +
+	"\vLocalChange\x12\x1b\n" +
+	"\tchange_id\x18\x01 \x01(\tR\bchangeId\x127\n" +
+	"\x04type\x18\x02 \x01(\x0e2#.holdfast.linear.v1.LocalChangeTypeR\x04type\x12=\n" +
+	"\x06status\x18\x03 \x01(\x0e2%.holdfast.linear.v1.LocalChangeStatusR\x06status\x121\n" +
+	"\x04edit\x18\x04 \x01(\v2\x1d.holdfast.linear.v1.IssueEditR\x04edit\x12\x16\n" +
+	"\x06fields\x18\x05 \x03(\tR\x06fields\x12\x12\n" +
+	"\x04body\x18\x06 \x01(\tR\x04body\x12*\n" +
+	"\x11parent_comment_id\x18\a \x01(\tR\x0fparentCommentId\x12\x1f\n" +
+	"\vendpoint_id\x18\b \x01(\tR\n" +
+	"endpointId\x12\x14\n" +
+	"\x05error\x18\t \x01(\tR\x05error\x12=\n" +
+	"\frequest_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\vrequestTime\x129\n" +
+	"\n" +
+	"not_before\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x12#\n" +
+	"\rattempt_count\x18\f \x01(\x05R\fattemptCount\x12;\n" +
+	"\vaccept_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"acceptTime\"\xa8\x03\n" +
+	"\x12CreateIssueRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12@\n" +
+	"\vendpoint_id\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\n" +
+	"endpointId\x129\n" +
+	"\x04edit\x18\x04 \x01(\v2\x1d.holdfast.linear.v1.IssueEditB\x06\xbaH\x03\xc8\x01\x01R\x04edit:\xaf\x01\xbaH\xab\x01\x1a\xa8\x01\n" +
+	"\x11create_issue.edit\x127edit needs a title and a team_id, and removes no labels\x1aZthis.edit.title != '' && this.edit.team_id != '' && this.edit.remove_label_ids.size() == 0B\r\n" +
+	"\v_if_version\"F\n" +
+	"\x13CreateIssueResponse\x12/\n" +
+	"\x05issue\x18\x01 \x01(\v2\x19.holdfast.linear.v1.IssueR\x05issue\"\xe7\x02\n" +
+	"\x12UpdateIssueRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12:\n" +
+	"\bissue_id\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\aissueId\x121\n" +
+	"\x04edit\x18\x04 \x01(\v2\x1d.holdfast.linear.v1.IssueEditR\x04edit\x12;\n" +
+	"\vupdate_mask\x18\x05 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\x12@\n" +
+	"\vendpoint_id\x18\x06 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\n" +
+	"endpointIdB\r\n" +
+	"\v_if_version\"F\n" +
+	"\x13UpdateIssueResponse\x12/\n" +
+	"\x05issue\x18\x01 \x01(\v2\x19.holdfast.linear.v1.IssueR\x05issue\"\xe8\x02\n" +
+	"\x15CommentOnIssueRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12:\n" +
+	"\bissue_id\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\aissueId\x12\x1f\n" +
+	"\x04body\x18\x04 \x01(\tB\v\xbaH\br\x06 \x01(\x80\x80\x02R\x04body\x12K\n" +
+	"\x11parent_comment_id\x18\x05 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\x0fparentCommentId\x12@\n" +
+	"\vendpoint_id\x18\x06 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\n" +
+	"endpointIdB\r\n" +
+	"\v_if_version\"h\n" +
+	"\x16CommentOnIssueResponse\x12\x1d\n" +
+	"\n" +
+	"comment_id\x18\x01 \x01(\tR\tcommentId\x12/\n" +
+	"\x05issue\x18\x02 \x01(\v2\x19.holdfast.linear.v1.IssueR\x05issue*u\n" +
+	"\n" +
+	"IssueOrder\x12\x1b\n" +
+	"\x17ISSUE_ORDER_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13ISSUE_ORDER_UPDATED\x10\x01\x12\x17\n" +
+	"\x13ISSUE_ORDER_CREATED\x10\x02\x12\x18\n" +
+	"\x14ISSUE_ORDER_PRIORITY\x10\x03*\x8f\x01\n" +
+	"\x0fLocalChangeType\x12!\n" +
+	"\x1dLOCAL_CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18LOCAL_CHANGE_TYPE_CREATE\x10\x01\x12\x1c\n" +
+	"\x18LOCAL_CHANGE_TYPE_UPDATE\x10\x02\x12\x1d\n" +
+	"\x19LOCAL_CHANGE_TYPE_COMMENT\x10\x03*\xbd\x01\n" +
+	"\x11LocalChangeStatus\x12#\n" +
+	"\x1fLOCAL_CHANGE_STATUS_UNSPECIFIED\x10\x00\x12\x1f\n" +
+	"\x1bLOCAL_CHANGE_STATUS_PENDING\x10\x01\x12\x1f\n" +
+	"\x1bLOCAL_CHANGE_STATUS_SENDING\x10\x02\x12 \n" +
+	"\x1cLOCAL_CHANGE_STATUS_ACCEPTED\x10\x03\x12\x1f\n" +
+	"\x1bLOCAL_CHANGE_STATUS_REFUSED\x10\x042\xf2\n" +
+	"\n" +
 	"\rLinearService\x12`\n" +
 	"\vPutEndpoint\x12&.holdfast.linear.v1.PutEndpointRequest\x1a'.holdfast.linear.v1.PutEndpointResponse\"\x00\x12f\n" +
 	"\rListEndpoints\x12(.holdfast.linear.v1.ListEndpointsRequest\x1a).holdfast.linear.v1.ListEndpointsResponse\"\x00\x12i\n" +
 	"\x0eDeleteEndpoint\x12).holdfast.linear.v1.DeleteEndpointRequest\x1a*.holdfast.linear.v1.DeleteEndpointResponse\"\x00\x12`\n" +
 	"\n" +
-	"ListIssues\x12%.holdfast.linear.v1.ListIssuesRequest\x1a&.holdfast.linear.v1.ListIssuesResponse\"\x03\x90\x02\x01\x12Z\n" +
-	"\tPutIssues\x12$.holdfast.linear.v1.PutIssuesRequest\x1a%.holdfast.linear.v1.PutIssuesResponse\"\x00B\xba\x01\n" +
+	"ListIssues\x12%.holdfast.linear.v1.ListIssuesRequest\x1a&.holdfast.linear.v1.ListIssuesResponse\"\x03\x90\x02\x01\x12f\n" +
+	"\fListComments\x12'.holdfast.linear.v1.ListCommentsRequest\x1a(.holdfast.linear.v1.ListCommentsResponse\"\x03\x90\x02\x01\x12o\n" +
+	"\x0fListAttachments\x12*.holdfast.linear.v1.ListAttachmentsRequest\x1a+.holdfast.linear.v1.ListAttachmentsResponse\"\x03\x90\x02\x01\x12r\n" +
+	"\x10ListIssueHistory\x12+.holdfast.linear.v1.ListIssueHistoryRequest\x1a,.holdfast.linear.v1.ListIssueHistoryResponse\"\x03\x90\x02\x01\x12u\n" +
+	"\x11ListAgentSessions\x12,.holdfast.linear.v1.ListAgentSessionsRequest\x1a-.holdfast.linear.v1.ListAgentSessionsResponse\"\x03\x90\x02\x01\x12{\n" +
+	"\x13ListAgentActivities\x12..holdfast.linear.v1.ListAgentActivitiesRequest\x1a/.holdfast.linear.v1.ListAgentActivitiesResponse\"\x03\x90\x02\x01\x12Z\n" +
+	"\tPutIssues\x12$.holdfast.linear.v1.PutIssuesRequest\x1a%.holdfast.linear.v1.PutIssuesResponse\"\x00\x12`\n" +
+	"\vCreateIssue\x12&.holdfast.linear.v1.CreateIssueRequest\x1a'.holdfast.linear.v1.CreateIssueResponse\"\x00\x12`\n" +
+	"\vUpdateIssue\x12&.holdfast.linear.v1.UpdateIssueRequest\x1a'.holdfast.linear.v1.UpdateIssueResponse\"\x00\x12i\n" +
+	"\x0eCommentOnIssue\x12).holdfast.linear.v1.CommentOnIssueRequest\x1a*.holdfast.linear.v1.CommentOnIssueResponse\"\x00B\xba\x01\n" +
 	"\x16com.holdfast.linear.v1B\fServiceProtoP\x01Z(holdfast/gen/holdfast/linear/v1;linearv1\xa2\x02\x03HLX\xaa\x02\x12Holdfast.Linear.V1\xca\x02\x12Holdfast\\Linear\\V1\xe2\x02\x1eHoldfast\\Linear\\V1\\GPBMetadata\xea\x02\x14Holdfast::Linear::V1b\x06proto3"
 
 var (
@@ -2122,98 +5407,213 @@ func file_holdfast_linear_v1_service_proto_rawDescGZIP() []byte {
 	return file_holdfast_linear_v1_service_proto_rawDescData
 }
 
-var file_holdfast_linear_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_holdfast_linear_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_holdfast_linear_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
 var file_holdfast_linear_v1_service_proto_goTypes = []any{
-	(*Endpoint)(nil),               // 0: holdfast.linear.v1.Endpoint
-	(*SecretInfo)(nil),             // 1: holdfast.linear.v1.SecretInfo
-	(*SyncStatus)(nil),             // 2: holdfast.linear.v1.SyncStatus
-	(*PutEndpointRequest)(nil),     // 3: holdfast.linear.v1.PutEndpointRequest
-	(*PutEndpointResponse)(nil),    // 4: holdfast.linear.v1.PutEndpointResponse
-	(*ListEndpointsRequest)(nil),   // 5: holdfast.linear.v1.ListEndpointsRequest
-	(*ListEndpointsResponse)(nil),  // 6: holdfast.linear.v1.ListEndpointsResponse
-	(*DeleteEndpointRequest)(nil),  // 7: holdfast.linear.v1.DeleteEndpointRequest
-	(*DeleteEndpointResponse)(nil), // 8: holdfast.linear.v1.DeleteEndpointResponse
-	(*Issue)(nil),                  // 9: holdfast.linear.v1.Issue
-	(*WorkflowState)(nil),          // 10: holdfast.linear.v1.WorkflowState
-	(*Team)(nil),                   // 11: holdfast.linear.v1.Team
-	(*Ref)(nil),                    // 12: holdfast.linear.v1.Ref
-	(*IssuePayload)(nil),           // 13: holdfast.linear.v1.IssuePayload
-	(*IssueFilter)(nil),            // 14: holdfast.linear.v1.IssueFilter
-	(*ListIssuesRequest)(nil),      // 15: holdfast.linear.v1.ListIssuesRequest
-	(*ListIssuesResponse)(nil),     // 16: holdfast.linear.v1.ListIssuesResponse
-	(*PutIssuesRequest)(nil),       // 17: holdfast.linear.v1.PutIssuesRequest
-	(*PutIssuesResponse)(nil),      // 18: holdfast.linear.v1.PutIssuesResponse
-	(*PutIssueResult)(nil),         // 19: holdfast.linear.v1.PutIssueResult
-	nil,                            // 20: holdfast.linear.v1.Endpoint.LabelsEntry
-	nil,                            // 21: holdfast.linear.v1.Issue.LabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 22: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),    // 23: google.protobuf.Duration
-	(*fieldmaskpb.FieldMask)(nil),  // 24: google.protobuf.FieldMask
-	(*structpb.Struct)(nil),        // 25: google.protobuf.Struct
-	(*v1.Problem)(nil),             // 26: holdfast.error.v1.Problem
+	(IssueOrder)(0),                     // 0: holdfast.linear.v1.IssueOrder
+	(LocalChangeType)(0),                // 1: holdfast.linear.v1.LocalChangeType
+	(LocalChangeStatus)(0),              // 2: holdfast.linear.v1.LocalChangeStatus
+	(*Endpoint)(nil),                    // 3: holdfast.linear.v1.Endpoint
+	(*SecretInfo)(nil),                  // 4: holdfast.linear.v1.SecretInfo
+	(*SyncStatus)(nil),                  // 5: holdfast.linear.v1.SyncStatus
+	(*SyncListStatus)(nil),              // 6: holdfast.linear.v1.SyncListStatus
+	(*PutEndpointRequest)(nil),          // 7: holdfast.linear.v1.PutEndpointRequest
+	(*PutEndpointResponse)(nil),         // 8: holdfast.linear.v1.PutEndpointResponse
+	(*ListEndpointsRequest)(nil),        // 9: holdfast.linear.v1.ListEndpointsRequest
+	(*ListEndpointsResponse)(nil),       // 10: holdfast.linear.v1.ListEndpointsResponse
+	(*DeleteEndpointRequest)(nil),       // 11: holdfast.linear.v1.DeleteEndpointRequest
+	(*DeleteEndpointResponse)(nil),      // 12: holdfast.linear.v1.DeleteEndpointResponse
+	(*Issue)(nil),                       // 13: holdfast.linear.v1.Issue
+	(*Label)(nil),                       // 14: holdfast.linear.v1.Label
+	(*IssueRelation)(nil),               // 15: holdfast.linear.v1.IssueRelation
+	(*IssueChange)(nil),                 // 16: holdfast.linear.v1.IssueChange
+	(*Actor)(nil),                       // 17: holdfast.linear.v1.Actor
+	(*PropertyChange)(nil),              // 18: holdfast.linear.v1.PropertyChange
+	(*Comment)(nil),                     // 19: holdfast.linear.v1.Comment
+	(*Attachment)(nil),                  // 20: holdfast.linear.v1.Attachment
+	(*AgentSession)(nil),                // 21: holdfast.linear.v1.AgentSession
+	(*ExternalLink)(nil),                // 22: holdfast.linear.v1.ExternalLink
+	(*Guidance)(nil),                    // 23: holdfast.linear.v1.Guidance
+	(*AgentActivity)(nil),               // 24: holdfast.linear.v1.AgentActivity
+	(*WorkflowState)(nil),               // 25: holdfast.linear.v1.WorkflowState
+	(*Team)(nil),                        // 26: holdfast.linear.v1.Team
+	(*Ref)(nil),                         // 27: holdfast.linear.v1.Ref
+	(*IssuePayload)(nil),                // 28: holdfast.linear.v1.IssuePayload
+	(*IssueFilter)(nil),                 // 29: holdfast.linear.v1.IssueFilter
+	(*ListIssuesRequest)(nil),           // 30: holdfast.linear.v1.ListIssuesRequest
+	(*ListIssuesResponse)(nil),          // 31: holdfast.linear.v1.ListIssuesResponse
+	(*ListCommentsRequest)(nil),         // 32: holdfast.linear.v1.ListCommentsRequest
+	(*ListCommentsResponse)(nil),        // 33: holdfast.linear.v1.ListCommentsResponse
+	(*CommentFilter)(nil),               // 34: holdfast.linear.v1.CommentFilter
+	(*ListAttachmentsRequest)(nil),      // 35: holdfast.linear.v1.ListAttachmentsRequest
+	(*ListAttachmentsResponse)(nil),     // 36: holdfast.linear.v1.ListAttachmentsResponse
+	(*ListIssueHistoryRequest)(nil),     // 37: holdfast.linear.v1.ListIssueHistoryRequest
+	(*ListIssueHistoryResponse)(nil),    // 38: holdfast.linear.v1.ListIssueHistoryResponse
+	(*ListAgentSessionsRequest)(nil),    // 39: holdfast.linear.v1.ListAgentSessionsRequest
+	(*ListAgentSessionsResponse)(nil),   // 40: holdfast.linear.v1.ListAgentSessionsResponse
+	(*AgentSessionFilter)(nil),          // 41: holdfast.linear.v1.AgentSessionFilter
+	(*ListAgentActivitiesRequest)(nil),  // 42: holdfast.linear.v1.ListAgentActivitiesRequest
+	(*ListAgentActivitiesResponse)(nil), // 43: holdfast.linear.v1.ListAgentActivitiesResponse
+	(*PutIssuesRequest)(nil),            // 44: holdfast.linear.v1.PutIssuesRequest
+	(*PutIssuesResponse)(nil),           // 45: holdfast.linear.v1.PutIssuesResponse
+	(*PutIssueResult)(nil),              // 46: holdfast.linear.v1.PutIssueResult
+	(*IssueEdit)(nil),                   // 47: holdfast.linear.v1.IssueEdit
+	(*LocalChange)(nil),                 // 48: holdfast.linear.v1.LocalChange
+	(*CreateIssueRequest)(nil),          // 49: holdfast.linear.v1.CreateIssueRequest
+	(*CreateIssueResponse)(nil),         // 50: holdfast.linear.v1.CreateIssueResponse
+	(*UpdateIssueRequest)(nil),          // 51: holdfast.linear.v1.UpdateIssueRequest
+	(*UpdateIssueResponse)(nil),         // 52: holdfast.linear.v1.UpdateIssueResponse
+	(*CommentOnIssueRequest)(nil),       // 53: holdfast.linear.v1.CommentOnIssueRequest
+	(*CommentOnIssueResponse)(nil),      // 54: holdfast.linear.v1.CommentOnIssueResponse
+	nil,                                 // 55: holdfast.linear.v1.Endpoint.LabelsEntry
+	(*timestamppb.Timestamp)(nil),       // 56: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),         // 57: google.protobuf.Duration
+	(*fieldmaskpb.FieldMask)(nil),       // 58: google.protobuf.FieldMask
+	(*structpb.Value)(nil),              // 59: google.protobuf.Value
+	(*structpb.Struct)(nil),             // 60: google.protobuf.Struct
+	(*v1.Problem)(nil),                  // 61: holdfast.error.v1.Problem
 }
 var file_holdfast_linear_v1_service_proto_depIdxs = []int32{
-	22, // 0: holdfast.linear.v1.Endpoint.create_time:type_name -> google.protobuf.Timestamp
-	22, // 1: holdfast.linear.v1.Endpoint.update_time:type_name -> google.protobuf.Timestamp
-	22, // 2: holdfast.linear.v1.Endpoint.expire_time:type_name -> google.protobuf.Timestamp
-	20, // 3: holdfast.linear.v1.Endpoint.labels:type_name -> holdfast.linear.v1.Endpoint.LabelsEntry
-	1,  // 4: holdfast.linear.v1.Endpoint.secrets:type_name -> holdfast.linear.v1.SecretInfo
-	1,  // 5: holdfast.linear.v1.Endpoint.api_key:type_name -> holdfast.linear.v1.SecretInfo
-	23, // 6: holdfast.linear.v1.Endpoint.replay_window:type_name -> google.protobuf.Duration
-	2,  // 7: holdfast.linear.v1.Endpoint.sync:type_name -> holdfast.linear.v1.SyncStatus
-	22, // 8: holdfast.linear.v1.SecretInfo.create_time:type_name -> google.protobuf.Timestamp
-	22, // 9: holdfast.linear.v1.SyncStatus.high_water_time:type_name -> google.protobuf.Timestamp
-	22, // 10: holdfast.linear.v1.SyncStatus.complete_time:type_name -> google.protobuf.Timestamp
-	22, // 11: holdfast.linear.v1.SyncStatus.not_before:type_name -> google.protobuf.Timestamp
-	0,  // 12: holdfast.linear.v1.PutEndpointRequest.endpoint:type_name -> holdfast.linear.v1.Endpoint
-	24, // 13: holdfast.linear.v1.PutEndpointRequest.update_mask:type_name -> google.protobuf.FieldMask
-	22, // 14: holdfast.linear.v1.PutEndpointRequest.reset_sync_to:type_name -> google.protobuf.Timestamp
-	0,  // 15: holdfast.linear.v1.PutEndpointResponse.endpoint:type_name -> holdfast.linear.v1.Endpoint
-	0,  // 16: holdfast.linear.v1.ListEndpointsResponse.endpoints:type_name -> holdfast.linear.v1.Endpoint
-	22, // 17: holdfast.linear.v1.Issue.create_time:type_name -> google.protobuf.Timestamp
-	22, // 18: holdfast.linear.v1.Issue.update_time:type_name -> google.protobuf.Timestamp
-	22, // 19: holdfast.linear.v1.Issue.expire_time:type_name -> google.protobuf.Timestamp
-	21, // 20: holdfast.linear.v1.Issue.labels:type_name -> holdfast.linear.v1.Issue.LabelsEntry
-	10, // 21: holdfast.linear.v1.Issue.state:type_name -> holdfast.linear.v1.WorkflowState
-	11, // 22: holdfast.linear.v1.Issue.team:type_name -> holdfast.linear.v1.Team
-	12, // 23: holdfast.linear.v1.Issue.assignee:type_name -> holdfast.linear.v1.Ref
-	12, // 24: holdfast.linear.v1.Issue.delegate:type_name -> holdfast.linear.v1.Ref
-	12, // 25: holdfast.linear.v1.Issue.creator:type_name -> holdfast.linear.v1.Ref
-	12, // 26: holdfast.linear.v1.Issue.project:type_name -> holdfast.linear.v1.Ref
-	12, // 27: holdfast.linear.v1.Issue.cycle:type_name -> holdfast.linear.v1.Ref
-	12, // 28: holdfast.linear.v1.Issue.parent:type_name -> holdfast.linear.v1.Ref
-	22, // 29: holdfast.linear.v1.Issue.linear_create_time:type_name -> google.protobuf.Timestamp
-	22, // 30: holdfast.linear.v1.Issue.linear_update_time:type_name -> google.protobuf.Timestamp
-	22, // 31: holdfast.linear.v1.Issue.start_time:type_name -> google.protobuf.Timestamp
-	22, // 32: holdfast.linear.v1.Issue.complete_time:type_name -> google.protobuf.Timestamp
-	22, // 33: holdfast.linear.v1.Issue.cancel_time:type_name -> google.protobuf.Timestamp
-	22, // 34: holdfast.linear.v1.Issue.archive_time:type_name -> google.protobuf.Timestamp
-	22, // 35: holdfast.linear.v1.Issue.remove_time:type_name -> google.protobuf.Timestamp
-	13, // 36: holdfast.linear.v1.Issue.payload:type_name -> holdfast.linear.v1.IssuePayload
-	22, // 37: holdfast.linear.v1.Issue.refetch_time:type_name -> google.protobuf.Timestamp
-	25, // 38: holdfast.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
-	22, // 39: holdfast.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
-	22, // 40: holdfast.linear.v1.IssueFilter.updated_since:type_name -> google.protobuf.Timestamp
-	14, // 41: holdfast.linear.v1.ListIssuesRequest.filter:type_name -> holdfast.linear.v1.IssueFilter
-	9,  // 42: holdfast.linear.v1.ListIssuesResponse.issues:type_name -> holdfast.linear.v1.Issue
-	25, // 43: holdfast.linear.v1.PutIssuesRequest.issues:type_name -> google.protobuf.Struct
-	19, // 44: holdfast.linear.v1.PutIssuesResponse.results:type_name -> holdfast.linear.v1.PutIssueResult
-	26, // 45: holdfast.linear.v1.PutIssueResult.problem:type_name -> holdfast.error.v1.Problem
-	3,  // 46: holdfast.linear.v1.LinearService.PutEndpoint:input_type -> holdfast.linear.v1.PutEndpointRequest
-	5,  // 47: holdfast.linear.v1.LinearService.ListEndpoints:input_type -> holdfast.linear.v1.ListEndpointsRequest
-	7,  // 48: holdfast.linear.v1.LinearService.DeleteEndpoint:input_type -> holdfast.linear.v1.DeleteEndpointRequest
-	15, // 49: holdfast.linear.v1.LinearService.ListIssues:input_type -> holdfast.linear.v1.ListIssuesRequest
-	17, // 50: holdfast.linear.v1.LinearService.PutIssues:input_type -> holdfast.linear.v1.PutIssuesRequest
-	4,  // 51: holdfast.linear.v1.LinearService.PutEndpoint:output_type -> holdfast.linear.v1.PutEndpointResponse
-	6,  // 52: holdfast.linear.v1.LinearService.ListEndpoints:output_type -> holdfast.linear.v1.ListEndpointsResponse
-	8,  // 53: holdfast.linear.v1.LinearService.DeleteEndpoint:output_type -> holdfast.linear.v1.DeleteEndpointResponse
-	16, // 54: holdfast.linear.v1.LinearService.ListIssues:output_type -> holdfast.linear.v1.ListIssuesResponse
-	18, // 55: holdfast.linear.v1.LinearService.PutIssues:output_type -> holdfast.linear.v1.PutIssuesResponse
-	51, // [51:56] is the sub-list for method output_type
-	46, // [46:51] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	56,  // 0: holdfast.linear.v1.Endpoint.create_time:type_name -> google.protobuf.Timestamp
+	56,  // 1: holdfast.linear.v1.Endpoint.update_time:type_name -> google.protobuf.Timestamp
+	56,  // 2: holdfast.linear.v1.Endpoint.expire_time:type_name -> google.protobuf.Timestamp
+	55,  // 3: holdfast.linear.v1.Endpoint.labels:type_name -> holdfast.linear.v1.Endpoint.LabelsEntry
+	4,   // 4: holdfast.linear.v1.Endpoint.secrets:type_name -> holdfast.linear.v1.SecretInfo
+	4,   // 5: holdfast.linear.v1.Endpoint.api_key:type_name -> holdfast.linear.v1.SecretInfo
+	57,  // 6: holdfast.linear.v1.Endpoint.replay_window:type_name -> google.protobuf.Duration
+	5,   // 7: holdfast.linear.v1.Endpoint.sync:type_name -> holdfast.linear.v1.SyncStatus
+	56,  // 8: holdfast.linear.v1.SecretInfo.create_time:type_name -> google.protobuf.Timestamp
+	56,  // 9: holdfast.linear.v1.SyncStatus.high_water_time:type_name -> google.protobuf.Timestamp
+	56,  // 10: holdfast.linear.v1.SyncStatus.complete_time:type_name -> google.protobuf.Timestamp
+	56,  // 11: holdfast.linear.v1.SyncStatus.not_before:type_name -> google.protobuf.Timestamp
+	6,   // 12: holdfast.linear.v1.SyncStatus.lists:type_name -> holdfast.linear.v1.SyncListStatus
+	56,  // 13: holdfast.linear.v1.SyncListStatus.high_water_time:type_name -> google.protobuf.Timestamp
+	56,  // 14: holdfast.linear.v1.SyncListStatus.not_before:type_name -> google.protobuf.Timestamp
+	3,   // 15: holdfast.linear.v1.PutEndpointRequest.endpoint:type_name -> holdfast.linear.v1.Endpoint
+	58,  // 16: holdfast.linear.v1.PutEndpointRequest.update_mask:type_name -> google.protobuf.FieldMask
+	56,  // 17: holdfast.linear.v1.PutEndpointRequest.reset_sync_to:type_name -> google.protobuf.Timestamp
+	3,   // 18: holdfast.linear.v1.PutEndpointResponse.endpoint:type_name -> holdfast.linear.v1.Endpoint
+	3,   // 19: holdfast.linear.v1.ListEndpointsResponse.endpoints:type_name -> holdfast.linear.v1.Endpoint
+	56,  // 20: holdfast.linear.v1.Issue.create_time:type_name -> google.protobuf.Timestamp
+	56,  // 21: holdfast.linear.v1.Issue.update_time:type_name -> google.protobuf.Timestamp
+	56,  // 22: holdfast.linear.v1.Issue.expire_time:type_name -> google.protobuf.Timestamp
+	14,  // 23: holdfast.linear.v1.Issue.labels:type_name -> holdfast.linear.v1.Label
+	25,  // 24: holdfast.linear.v1.Issue.state:type_name -> holdfast.linear.v1.WorkflowState
+	26,  // 25: holdfast.linear.v1.Issue.team:type_name -> holdfast.linear.v1.Team
+	27,  // 26: holdfast.linear.v1.Issue.assignee:type_name -> holdfast.linear.v1.Ref
+	27,  // 27: holdfast.linear.v1.Issue.delegate:type_name -> holdfast.linear.v1.Ref
+	27,  // 28: holdfast.linear.v1.Issue.creator:type_name -> holdfast.linear.v1.Ref
+	27,  // 29: holdfast.linear.v1.Issue.project:type_name -> holdfast.linear.v1.Ref
+	27,  // 30: holdfast.linear.v1.Issue.cycle:type_name -> holdfast.linear.v1.Ref
+	27,  // 31: holdfast.linear.v1.Issue.parent:type_name -> holdfast.linear.v1.Ref
+	56,  // 32: holdfast.linear.v1.Issue.linear_create_time:type_name -> google.protobuf.Timestamp
+	56,  // 33: holdfast.linear.v1.Issue.linear_update_time:type_name -> google.protobuf.Timestamp
+	56,  // 34: holdfast.linear.v1.Issue.start_time:type_name -> google.protobuf.Timestamp
+	56,  // 35: holdfast.linear.v1.Issue.complete_time:type_name -> google.protobuf.Timestamp
+	56,  // 36: holdfast.linear.v1.Issue.cancel_time:type_name -> google.protobuf.Timestamp
+	56,  // 37: holdfast.linear.v1.Issue.archive_time:type_name -> google.protobuf.Timestamp
+	56,  // 38: holdfast.linear.v1.Issue.remove_time:type_name -> google.protobuf.Timestamp
+	28,  // 39: holdfast.linear.v1.Issue.payload:type_name -> holdfast.linear.v1.IssuePayload
+	56,  // 40: holdfast.linear.v1.Issue.refetch_time:type_name -> google.protobuf.Timestamp
+	27,  // 41: holdfast.linear.v1.Issue.milestone:type_name -> holdfast.linear.v1.Ref
+	15,  // 42: holdfast.linear.v1.Issue.relations:type_name -> holdfast.linear.v1.IssueRelation
+	48,  // 43: holdfast.linear.v1.Issue.local_changes:type_name -> holdfast.linear.v1.LocalChange
+	27,  // 44: holdfast.linear.v1.IssueRelation.issue:type_name -> holdfast.linear.v1.Ref
+	56,  // 45: holdfast.linear.v1.IssueChange.time:type_name -> google.protobuf.Timestamp
+	17,  // 46: holdfast.linear.v1.IssueChange.actor:type_name -> holdfast.linear.v1.Actor
+	18,  // 47: holdfast.linear.v1.IssueChange.properties:type_name -> holdfast.linear.v1.PropertyChange
+	59,  // 48: holdfast.linear.v1.PropertyChange.from:type_name -> google.protobuf.Value
+	59,  // 49: holdfast.linear.v1.PropertyChange.to:type_name -> google.protobuf.Value
+	56,  // 50: holdfast.linear.v1.Comment.create_time:type_name -> google.protobuf.Timestamp
+	56,  // 51: holdfast.linear.v1.Comment.update_time:type_name -> google.protobuf.Timestamp
+	56,  // 52: holdfast.linear.v1.Comment.expire_time:type_name -> google.protobuf.Timestamp
+	27,  // 53: holdfast.linear.v1.Comment.user:type_name -> holdfast.linear.v1.Ref
+	27,  // 54: holdfast.linear.v1.Comment.external_user:type_name -> holdfast.linear.v1.Ref
+	56,  // 55: holdfast.linear.v1.Comment.edit_time:type_name -> google.protobuf.Timestamp
+	56,  // 56: holdfast.linear.v1.Comment.resolve_time:type_name -> google.protobuf.Timestamp
+	56,  // 57: holdfast.linear.v1.Comment.linear_create_time:type_name -> google.protobuf.Timestamp
+	56,  // 58: holdfast.linear.v1.Comment.linear_update_time:type_name -> google.protobuf.Timestamp
+	56,  // 59: holdfast.linear.v1.Attachment.create_time:type_name -> google.protobuf.Timestamp
+	56,  // 60: holdfast.linear.v1.Attachment.update_time:type_name -> google.protobuf.Timestamp
+	56,  // 61: holdfast.linear.v1.Attachment.expire_time:type_name -> google.protobuf.Timestamp
+	60,  // 62: holdfast.linear.v1.Attachment.metadata:type_name -> google.protobuf.Struct
+	27,  // 63: holdfast.linear.v1.Attachment.creator:type_name -> holdfast.linear.v1.Ref
+	56,  // 64: holdfast.linear.v1.Attachment.linear_create_time:type_name -> google.protobuf.Timestamp
+	56,  // 65: holdfast.linear.v1.Attachment.linear_update_time:type_name -> google.protobuf.Timestamp
+	56,  // 66: holdfast.linear.v1.AgentSession.create_time:type_name -> google.protobuf.Timestamp
+	56,  // 67: holdfast.linear.v1.AgentSession.update_time:type_name -> google.protobuf.Timestamp
+	56,  // 68: holdfast.linear.v1.AgentSession.expire_time:type_name -> google.protobuf.Timestamp
+	27,  // 69: holdfast.linear.v1.AgentSession.creator:type_name -> holdfast.linear.v1.Ref
+	59,  // 70: holdfast.linear.v1.AgentSession.plan:type_name -> google.protobuf.Value
+	22,  // 71: holdfast.linear.v1.AgentSession.external_links:type_name -> holdfast.linear.v1.ExternalLink
+	23,  // 72: holdfast.linear.v1.AgentSession.guidance:type_name -> holdfast.linear.v1.Guidance
+	56,  // 73: holdfast.linear.v1.AgentSession.start_time:type_name -> google.protobuf.Timestamp
+	56,  // 74: holdfast.linear.v1.AgentSession.end_time:type_name -> google.protobuf.Timestamp
+	56,  // 75: holdfast.linear.v1.AgentSession.linear_create_time:type_name -> google.protobuf.Timestamp
+	56,  // 76: holdfast.linear.v1.AgentSession.linear_update_time:type_name -> google.protobuf.Timestamp
+	60,  // 77: holdfast.linear.v1.AgentActivity.signal_metadata:type_name -> google.protobuf.Struct
+	27,  // 78: holdfast.linear.v1.AgentActivity.user:type_name -> holdfast.linear.v1.Ref
+	56,  // 79: holdfast.linear.v1.AgentActivity.linear_create_time:type_name -> google.protobuf.Timestamp
+	56,  // 80: holdfast.linear.v1.AgentActivity.linear_update_time:type_name -> google.protobuf.Timestamp
+	60,  // 81: holdfast.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
+	56,  // 82: holdfast.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
+	56,  // 83: holdfast.linear.v1.IssueFilter.updated_since:type_name -> google.protobuf.Timestamp
+	29,  // 84: holdfast.linear.v1.ListIssuesRequest.filter:type_name -> holdfast.linear.v1.IssueFilter
+	0,   // 85: holdfast.linear.v1.ListIssuesRequest.order:type_name -> holdfast.linear.v1.IssueOrder
+	13,  // 86: holdfast.linear.v1.ListIssuesResponse.issues:type_name -> holdfast.linear.v1.Issue
+	34,  // 87: holdfast.linear.v1.ListCommentsRequest.filter:type_name -> holdfast.linear.v1.CommentFilter
+	19,  // 88: holdfast.linear.v1.ListCommentsResponse.comments:type_name -> holdfast.linear.v1.Comment
+	20,  // 89: holdfast.linear.v1.ListAttachmentsResponse.attachments:type_name -> holdfast.linear.v1.Attachment
+	16,  // 90: holdfast.linear.v1.ListIssueHistoryResponse.changes:type_name -> holdfast.linear.v1.IssueChange
+	41,  // 91: holdfast.linear.v1.ListAgentSessionsRequest.filter:type_name -> holdfast.linear.v1.AgentSessionFilter
+	21,  // 92: holdfast.linear.v1.ListAgentSessionsResponse.agent_sessions:type_name -> holdfast.linear.v1.AgentSession
+	24,  // 93: holdfast.linear.v1.ListAgentActivitiesResponse.activities:type_name -> holdfast.linear.v1.AgentActivity
+	60,  // 94: holdfast.linear.v1.PutIssuesRequest.issues:type_name -> google.protobuf.Struct
+	46,  // 95: holdfast.linear.v1.PutIssuesResponse.results:type_name -> holdfast.linear.v1.PutIssueResult
+	61,  // 96: holdfast.linear.v1.PutIssueResult.problem:type_name -> holdfast.error.v1.Problem
+	1,   // 97: holdfast.linear.v1.LocalChange.type:type_name -> holdfast.linear.v1.LocalChangeType
+	2,   // 98: holdfast.linear.v1.LocalChange.status:type_name -> holdfast.linear.v1.LocalChangeStatus
+	47,  // 99: holdfast.linear.v1.LocalChange.edit:type_name -> holdfast.linear.v1.IssueEdit
+	56,  // 100: holdfast.linear.v1.LocalChange.request_time:type_name -> google.protobuf.Timestamp
+	56,  // 101: holdfast.linear.v1.LocalChange.not_before:type_name -> google.protobuf.Timestamp
+	56,  // 102: holdfast.linear.v1.LocalChange.accept_time:type_name -> google.protobuf.Timestamp
+	47,  // 103: holdfast.linear.v1.CreateIssueRequest.edit:type_name -> holdfast.linear.v1.IssueEdit
+	13,  // 104: holdfast.linear.v1.CreateIssueResponse.issue:type_name -> holdfast.linear.v1.Issue
+	47,  // 105: holdfast.linear.v1.UpdateIssueRequest.edit:type_name -> holdfast.linear.v1.IssueEdit
+	58,  // 106: holdfast.linear.v1.UpdateIssueRequest.update_mask:type_name -> google.protobuf.FieldMask
+	13,  // 107: holdfast.linear.v1.UpdateIssueResponse.issue:type_name -> holdfast.linear.v1.Issue
+	13,  // 108: holdfast.linear.v1.CommentOnIssueResponse.issue:type_name -> holdfast.linear.v1.Issue
+	7,   // 109: holdfast.linear.v1.LinearService.PutEndpoint:input_type -> holdfast.linear.v1.PutEndpointRequest
+	9,   // 110: holdfast.linear.v1.LinearService.ListEndpoints:input_type -> holdfast.linear.v1.ListEndpointsRequest
+	11,  // 111: holdfast.linear.v1.LinearService.DeleteEndpoint:input_type -> holdfast.linear.v1.DeleteEndpointRequest
+	30,  // 112: holdfast.linear.v1.LinearService.ListIssues:input_type -> holdfast.linear.v1.ListIssuesRequest
+	32,  // 113: holdfast.linear.v1.LinearService.ListComments:input_type -> holdfast.linear.v1.ListCommentsRequest
+	35,  // 114: holdfast.linear.v1.LinearService.ListAttachments:input_type -> holdfast.linear.v1.ListAttachmentsRequest
+	37,  // 115: holdfast.linear.v1.LinearService.ListIssueHistory:input_type -> holdfast.linear.v1.ListIssueHistoryRequest
+	39,  // 116: holdfast.linear.v1.LinearService.ListAgentSessions:input_type -> holdfast.linear.v1.ListAgentSessionsRequest
+	42,  // 117: holdfast.linear.v1.LinearService.ListAgentActivities:input_type -> holdfast.linear.v1.ListAgentActivitiesRequest
+	44,  // 118: holdfast.linear.v1.LinearService.PutIssues:input_type -> holdfast.linear.v1.PutIssuesRequest
+	49,  // 119: holdfast.linear.v1.LinearService.CreateIssue:input_type -> holdfast.linear.v1.CreateIssueRequest
+	51,  // 120: holdfast.linear.v1.LinearService.UpdateIssue:input_type -> holdfast.linear.v1.UpdateIssueRequest
+	53,  // 121: holdfast.linear.v1.LinearService.CommentOnIssue:input_type -> holdfast.linear.v1.CommentOnIssueRequest
+	8,   // 122: holdfast.linear.v1.LinearService.PutEndpoint:output_type -> holdfast.linear.v1.PutEndpointResponse
+	10,  // 123: holdfast.linear.v1.LinearService.ListEndpoints:output_type -> holdfast.linear.v1.ListEndpointsResponse
+	12,  // 124: holdfast.linear.v1.LinearService.DeleteEndpoint:output_type -> holdfast.linear.v1.DeleteEndpointResponse
+	31,  // 125: holdfast.linear.v1.LinearService.ListIssues:output_type -> holdfast.linear.v1.ListIssuesResponse
+	33,  // 126: holdfast.linear.v1.LinearService.ListComments:output_type -> holdfast.linear.v1.ListCommentsResponse
+	36,  // 127: holdfast.linear.v1.LinearService.ListAttachments:output_type -> holdfast.linear.v1.ListAttachmentsResponse
+	38,  // 128: holdfast.linear.v1.LinearService.ListIssueHistory:output_type -> holdfast.linear.v1.ListIssueHistoryResponse
+	40,  // 129: holdfast.linear.v1.LinearService.ListAgentSessions:output_type -> holdfast.linear.v1.ListAgentSessionsResponse
+	43,  // 130: holdfast.linear.v1.LinearService.ListAgentActivities:output_type -> holdfast.linear.v1.ListAgentActivitiesResponse
+	45,  // 131: holdfast.linear.v1.LinearService.PutIssues:output_type -> holdfast.linear.v1.PutIssuesResponse
+	50,  // 132: holdfast.linear.v1.LinearService.CreateIssue:output_type -> holdfast.linear.v1.CreateIssueResponse
+	52,  // 133: holdfast.linear.v1.LinearService.UpdateIssue:output_type -> holdfast.linear.v1.UpdateIssueResponse
+	54,  // 134: holdfast.linear.v1.LinearService.CommentOnIssue:output_type -> holdfast.linear.v1.CommentOnIssueResponse
+	122, // [122:135] is the sub-list for method output_type
+	109, // [109:122] is the sub-list for method input_type
+	109, // [109:109] is the sub-list for extension type_name
+	109, // [109:109] is the sub-list for extension extendee
+	0,   // [0:109] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_linear_v1_service_proto_init() }
@@ -2221,21 +5621,25 @@ func file_holdfast_linear_v1_service_proto_init() {
 	if File_holdfast_linear_v1_service_proto != nil {
 		return
 	}
-	file_holdfast_linear_v1_service_proto_msgTypes[3].OneofWrappers = []any{}
-	file_holdfast_linear_v1_service_proto_msgTypes[7].OneofWrappers = []any{}
-	file_holdfast_linear_v1_service_proto_msgTypes[17].OneofWrappers = []any{}
+	file_holdfast_linear_v1_service_proto_msgTypes[4].OneofWrappers = []any{}
+	file_holdfast_linear_v1_service_proto_msgTypes[8].OneofWrappers = []any{}
+	file_holdfast_linear_v1_service_proto_msgTypes[41].OneofWrappers = []any{}
+	file_holdfast_linear_v1_service_proto_msgTypes[46].OneofWrappers = []any{}
+	file_holdfast_linear_v1_service_proto_msgTypes[48].OneofWrappers = []any{}
+	file_holdfast_linear_v1_service_proto_msgTypes[50].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_linear_v1_service_proto_rawDesc), len(file_holdfast_linear_v1_service_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   22,
+			NumEnums:      3,
+			NumMessages:   53,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_holdfast_linear_v1_service_proto_goTypes,
 		DependencyIndexes: file_holdfast_linear_v1_service_proto_depIdxs,
+		EnumInfos:         file_holdfast_linear_v1_service_proto_enumTypes,
 		MessageInfos:      file_holdfast_linear_v1_service_proto_msgTypes,
 	}.Build()
 	File_holdfast_linear_v1_service_proto = out.File

@@ -105,6 +105,7 @@ type Item struct {
 	//	*Item_List
 	//	*Item_State
 	//	*Item_Preferences
+	//	*Item_AgentSessionId
 	Of            isItem_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -242,6 +243,15 @@ func (x *Item) GetPreferences() bool {
 	return false
 }
 
+func (x *Item) GetAgentSessionId() string {
+	if x != nil {
+		if x, ok := x.Of.(*Item_AgentSessionId); ok {
+			return x.AgentSessionId
+		}
+	}
+	return ""
+}
+
 type isItem_Of interface {
 	isItem_Of()
 }
@@ -292,6 +302,11 @@ type Item_Preferences struct {
 	Preferences bool `protobuf:"varint,11,opt,name=preferences,proto3,oneof"`
 }
 
+type Item_AgentSessionId struct {
+	// An agent's session in Linear (key `agent_session`), its newest 50 activities and all that come (`activities/<time>-<id>`).
+	AgentSessionId string `protobuf:"bytes,12,opt,name=agent_session_id,json=agentSessionId,proto3,oneof"`
+}
+
 func (*Item_Conversation) isItem_Of() {}
 
 func (*Item_Session) isItem_Of() {}
@@ -309,6 +324,8 @@ func (*Item_List) isItem_Of() {}
 func (*Item_State) isItem_Of() {}
 
 func (*Item_Preferences) isItem_Of() {}
+
+func (*Item_AgentSessionId) isItem_Of() {}
 
 // ConversationItem is a conversation (key `conversation`), its newest messages (`messages/<seq>`) and its records
 // (`intents/<seq>`, `flow_steps/<seq>`, `tool_calls/<seq>`, `summaries/<seq>`, `fragments/<seq>`). It begins with the messages
@@ -550,6 +567,8 @@ type ListItem struct {
 	//	*ListItem_Tasks
 	//	*ListItem_Issues
 	//	*ListItem_States
+	//	*ListItem_Comments
+	//	*ListItem_AgentSessions
 	Of            isListItem_Of `protobuf_oneof:"of"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -644,6 +663,24 @@ func (x *ListItem) GetStates() *v1.StateFilter {
 	return nil
 }
 
+func (x *ListItem) GetComments() *v13.CommentFilter {
+	if x != nil {
+		if x, ok := x.Of.(*ListItem_Comments); ok {
+			return x.Comments
+		}
+	}
+	return nil
+}
+
+func (x *ListItem) GetAgentSessions() *v13.AgentSessionFilter {
+	if x != nil {
+		if x, ok := x.Of.(*ListItem_AgentSessions); ok {
+			return x.AgentSessions
+		}
+	}
+	return nil
+}
+
 type isListItem_Of interface {
 	isListItem_Of()
 }
@@ -673,6 +710,16 @@ type ListItem_States struct {
 	States *v1.StateFilter `protobuf:"bytes,6,opt,name=states,proto3,oneof"`
 }
 
+type ListItem_Comments struct {
+	// Keys `comments/<comment_id>`, the newest by Linear's createdAt.
+	Comments *v13.CommentFilter `protobuf:"bytes,7,opt,name=comments,proto3,oneof"`
+}
+
+type ListItem_AgentSessions struct {
+	// Keys `agent_sessions/<agent_session_id>`.
+	AgentSessions *v13.AgentSessionFilter `protobuf:"bytes,8,opt,name=agent_sessions,json=agentSessions,proto3,oneof"`
+}
+
 func (*ListItem_Conversations) isListItem_Of() {}
 
 func (*ListItem_Projects) isListItem_Of() {}
@@ -682,6 +729,10 @@ func (*ListItem_Tasks) isListItem_Of() {}
 func (*ListItem_Issues) isListItem_Of() {}
 
 func (*ListItem_States) isListItem_Of() {}
+
+func (*ListItem_Comments) isListItem_Of() {}
+
+func (*ListItem_AgentSessions) isListItem_Of() {}
 
 // WatchResponse is one message of the stream.
 type WatchResponse struct {
@@ -935,6 +986,9 @@ type Thing struct {
 	//	*Thing_Object
 	//	*Thing_Entry
 	//	*Thing_Preferences
+	//	*Thing_Comment
+	//	*Thing_AgentSession
+	//	*Thing_AgentActivity
 	Thing         isThing_Thing `protobuf_oneof:"thing"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1101,6 +1155,33 @@ func (x *Thing) GetPreferences() *v12.Preferences {
 	return nil
 }
 
+func (x *Thing) GetComment() *v13.Comment {
+	if x != nil {
+		if x, ok := x.Thing.(*Thing_Comment); ok {
+			return x.Comment
+		}
+	}
+	return nil
+}
+
+func (x *Thing) GetAgentSession() *v13.AgentSession {
+	if x != nil {
+		if x, ok := x.Thing.(*Thing_AgentSession); ok {
+			return x.AgentSession
+		}
+	}
+	return nil
+}
+
+func (x *Thing) GetAgentActivity() *v13.AgentActivity {
+	if x != nil {
+		if x, ok := x.Thing.(*Thing_AgentActivity); ok {
+			return x.AgentActivity
+		}
+	}
+	return nil
+}
+
 type isThing_Thing interface {
 	isThing_Thing()
 }
@@ -1170,6 +1251,21 @@ type Thing_Preferences struct {
 	Preferences *v12.Preferences `protobuf:"bytes,14,opt,name=preferences,proto3,oneof"`
 }
 
+type Thing_Comment struct {
+	// By `comments/<comment_id>`.
+	Comment *v13.Comment `protobuf:"bytes,15,opt,name=comment,proto3,oneof"`
+}
+
+type Thing_AgentSession struct {
+	// By `agent_session`, or in a list `agent_sessions/<agent_session_id>`.
+	AgentSession *v13.AgentSession `protobuf:"bytes,16,opt,name=agent_session,json=agentSession,proto3,oneof"`
+}
+
+type Thing_AgentActivity struct {
+	// By `activities/<time>-<id>`.
+	AgentActivity *v13.AgentActivity `protobuf:"bytes,17,opt,name=agent_activity,json=agentActivity,proto3,oneof"`
+}
+
 func (*Thing_Conversation) isThing_Thing() {}
 
 func (*Thing_Message) isThing_Thing() {}
@@ -1195,6 +1291,12 @@ func (*Thing_Object) isThing_Thing() {}
 func (*Thing_Entry) isThing_Thing() {}
 
 func (*Thing_Preferences) isThing_Thing() {}
+
+func (*Thing_Comment) isThing_Thing() {}
+
+func (*Thing_AgentSession) isThing_Thing() {}
+
+func (*Thing_AgentActivity) isThing_Thing() {}
 
 // Signal is what a live connection says at the moment. It is not stored, and a slow reader may miss it.
 type Signal struct {
@@ -1360,7 +1462,7 @@ const file_holdfast_watch_v1_service_proto_rawDesc = "" +
 	"\fWatchRequest\x12\x94\x01\n" +
 	"\x05items\x18\x01 \x03(\v2\x17.holdfast.watch.v1.ItemBe\xbaHb\xba\x01X\n" +
 	"\ritems.item_id\x12&item_id must be different in each item\x1a\x1fthis.map(i, i.item_id).unique()\x92\x01\x04\b\x01\x10 R\x05items\x12-\n" +
-	"\tmax_bytes\x18\x02 \x01(\x05B\x10\xbaH\r\xd8\x01\x01\x1a\b\x18\x80\x80@(\x80\x80\x04R\bmaxBytes\"\xdb\x04\n" +
+	"\tmax_bytes\x18\x02 \x01(\x05B\x10\xbaH\r\xd8\x01\x01\x1a\b\x18\x80\x80@(\x80\x80\x04R\bmaxBytes\"\xa5\x05\n" +
 	"\x04Item\x12\"\n" +
 	"\aitem_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04 \x01(@R\x06itemId\x12 \n" +
 	"\x06cursor\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x02R\x06cursor\x12I\n" +
@@ -1374,7 +1476,8 @@ const file_holdfast_watch_v1_service_proto_rawDesc = "" +
 	"\x04list\x18\t \x01(\v2\x1b.holdfast.watch.v1.ListItemH\x00R\x04list\x124\n" +
 	"\x05state\x18\n" +
 	" \x01(\v2\x1c.holdfast.watch.v1.StateItemH\x00R\x05state\x12+\n" +
-	"\vpreferences\x18\v \x01(\bB\a\xbaH\x04j\x02\b\x01H\x00R\vpreferencesB\v\n" +
+	"\vpreferences\x18\v \x01(\bB\a\xbaH\x04j\x02\b\x01H\x00R\vpreferences\x12H\n" +
+	"\x10agent_session_id\x18\f \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$H\x00R\x0eagentSessionIdB\v\n" +
 	"\x02of\x12\x05\xbaH\x02\b\x01\"\xa4\x01\n" +
 	"\x10ConversationItem\x12E\n" +
 	"\x0fconversation_id\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17(\x80\x012\x12^[A-Za-z0-9._:-]+$R\x0econversationId\x12/\n" +
@@ -1392,7 +1495,7 @@ const file_holdfast_watch_v1_service_proto_rawDesc = "" +
 	"collection\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[a-z][a-z0-9._-]{0,63}$R\n" +
 	"collection\x12 \n" +
 	"\x05limit\x18\x02 \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\x05limit\"\xff\x02\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\x05limit\"\x91\x04\n" +
 	"\bListItem\x12 \n" +
 	"\x05limit\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\x05limit\x12T\n" +
@@ -1400,7 +1503,9 @@ const file_holdfast_watch_v1_service_proto_rawDesc = "" +
 	"\bprojects\x18\x03 \x01(\v2\".holdfast.project.v1.ProjectFilterH\x00R\bprojects\x127\n" +
 	"\x05tasks\x18\x04 \x01(\v2\x1f.holdfast.project.v1.TaskFilterH\x00R\x05tasks\x129\n" +
 	"\x06issues\x18\x05 \x01(\v2\x1f.holdfast.linear.v1.IssueFilterH\x00R\x06issues\x128\n" +
-	"\x06states\x18\x06 \x01(\v2\x1e.holdfast.state.v1.StateFilterH\x00R\x06statesB\v\n" +
+	"\x06states\x18\x06 \x01(\v2\x1e.holdfast.state.v1.StateFilterH\x00R\x06states\x12?\n" +
+	"\bcomments\x18\a \x01(\v2!.holdfast.linear.v1.CommentFilterH\x00R\bcomments\x12O\n" +
+	"\x0eagent_sessions\x18\b \x01(\v2&.holdfast.linear.v1.AgentSessionFilterH\x00R\ragentSessionsB\v\n" +
 	"\x02of\x12\x05\xbaH\x02\b\x01\"\xa6\x02\n" +
 	"\rWatchResponse\x12\x17\n" +
 	"\aitem_id\x18\x01 \x01(\tR\x06itemId\x12\x16\n" +
@@ -1416,7 +1521,7 @@ const file_holdfast_watch_v1_service_proto_rawDesc = "" +
 	"\x06absent\x18\x03 \x01(\bR\x06absent\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\x03R\aversion\x12*\n" +
 	"\x03put\x18\x05 \x03(\v2\x18.holdfast.watch.v1.ThingR\x03put\x12\x18\n" +
-	"\aremoved\x18\x06 \x03(\tR\aremoved\"\x96\x06\n" +
+	"\aremoved\x18\x06 \x03(\tR\aremoved\"\xe4\a\n" +
 	"\x05Thing\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12L\n" +
 	"\fconversation\x18\x02 \x01(\v2&.holdfast.conversation.v1.ConversationH\x00R\fconversation\x12=\n" +
@@ -1432,7 +1537,10 @@ const file_holdfast_watch_v1_service_proto_rawDesc = "" +
 	"\x04call\x18\v \x01(\v2\x1e.holdfast.coordination.v1.CallH\x00R\x04call\x123\n" +
 	"\x06object\x18\f \x01(\v2\x19.holdfast.state.v1.ObjectH\x00R\x06object\x120\n" +
 	"\x05entry\x18\r \x01(\v2\x18.holdfast.state.v1.EntryH\x00R\x05entry\x12D\n" +
-	"\vpreferences\x18\x0e \x01(\v2 .holdfast.project.v1.PreferencesH\x00R\vpreferencesB\a\n" +
+	"\vpreferences\x18\x0e \x01(\v2 .holdfast.project.v1.PreferencesH\x00R\vpreferences\x127\n" +
+	"\acomment\x18\x0f \x01(\v2\x1b.holdfast.linear.v1.CommentH\x00R\acomment\x12G\n" +
+	"\ragent_session\x18\x10 \x01(\v2 .holdfast.linear.v1.AgentSessionH\x00R\fagentSession\x12J\n" +
+	"\x0eagent_activity\x18\x11 \x01(\v2!.holdfast.linear.v1.AgentActivityH\x00R\ragentActivityB\a\n" +
 	"\x05thing\"\x90\x01\n" +
 	"\x06Signal\x12:\n" +
 	"\x05voice\x18\x01 \x01(\v2$.holdfast.conversation.v1.VoiceStateR\x05voice\x12'\n" +
@@ -1479,22 +1587,27 @@ var file_holdfast_watch_v1_service_proto_goTypes = []any{
 	(*v12.TaskFilter)(nil),         // 16: holdfast.project.v1.TaskFilter
 	(*v13.IssueFilter)(nil),        // 17: holdfast.linear.v1.IssueFilter
 	(*v1.StateFilter)(nil),         // 18: holdfast.state.v1.StateFilter
-	(*v11.Conversation)(nil),       // 19: holdfast.conversation.v1.Conversation
-	(*v11.Message)(nil),            // 20: holdfast.conversation.v1.Message
-	(*v11.Record)(nil),             // 21: holdfast.conversation.v1.Record
-	(*v14.Session)(nil),            // 22: holdfast.session.v1.Session
-	(*v14.Presence)(nil),           // 23: holdfast.session.v1.Presence
-	(*v12.Project)(nil),            // 24: holdfast.project.v1.Project
-	(*v12.Task)(nil),               // 25: holdfast.project.v1.Task
-	(*v13.Issue)(nil),              // 26: holdfast.linear.v1.Issue
-	(*v15.Api)(nil),                // 27: holdfast.coordination.v1.Api
-	(*v15.Call)(nil),               // 28: holdfast.coordination.v1.Call
-	(*v1.Object)(nil),              // 29: holdfast.state.v1.Object
-	(*v1.Entry)(nil),               // 30: holdfast.state.v1.Entry
-	(*v12.Preferences)(nil),        // 31: holdfast.project.v1.Preferences
-	(*v11.VoiceState)(nil),         // 32: holdfast.conversation.v1.VoiceState
-	(*v16.Problem)(nil),            // 33: holdfast.error.v1.Problem
-	(*timestamppb.Timestamp)(nil),  // 34: google.protobuf.Timestamp
+	(*v13.CommentFilter)(nil),      // 19: holdfast.linear.v1.CommentFilter
+	(*v13.AgentSessionFilter)(nil), // 20: holdfast.linear.v1.AgentSessionFilter
+	(*v11.Conversation)(nil),       // 21: holdfast.conversation.v1.Conversation
+	(*v11.Message)(nil),            // 22: holdfast.conversation.v1.Message
+	(*v11.Record)(nil),             // 23: holdfast.conversation.v1.Record
+	(*v14.Session)(nil),            // 24: holdfast.session.v1.Session
+	(*v14.Presence)(nil),           // 25: holdfast.session.v1.Presence
+	(*v12.Project)(nil),            // 26: holdfast.project.v1.Project
+	(*v12.Task)(nil),               // 27: holdfast.project.v1.Task
+	(*v13.Issue)(nil),              // 28: holdfast.linear.v1.Issue
+	(*v15.Api)(nil),                // 29: holdfast.coordination.v1.Api
+	(*v15.Call)(nil),               // 30: holdfast.coordination.v1.Call
+	(*v1.Object)(nil),              // 31: holdfast.state.v1.Object
+	(*v1.Entry)(nil),               // 32: holdfast.state.v1.Entry
+	(*v12.Preferences)(nil),        // 33: holdfast.project.v1.Preferences
+	(*v13.Comment)(nil),            // 34: holdfast.linear.v1.Comment
+	(*v13.AgentSession)(nil),       // 35: holdfast.linear.v1.AgentSession
+	(*v13.AgentActivity)(nil),      // 36: holdfast.linear.v1.AgentActivity
+	(*v11.VoiceState)(nil),         // 37: holdfast.conversation.v1.VoiceState
+	(*v16.Problem)(nil),            // 38: holdfast.error.v1.Problem
+	(*timestamppb.Timestamp)(nil),  // 39: google.protobuf.Timestamp
 }
 var file_holdfast_watch_v1_service_proto_depIdxs = []int32{
 	1,  // 0: holdfast.watch.v1.WatchRequest.items:type_name -> holdfast.watch.v1.Item
@@ -1509,34 +1622,39 @@ var file_holdfast_watch_v1_service_proto_depIdxs = []int32{
 	16, // 9: holdfast.watch.v1.ListItem.tasks:type_name -> holdfast.project.v1.TaskFilter
 	17, // 10: holdfast.watch.v1.ListItem.issues:type_name -> holdfast.linear.v1.IssueFilter
 	18, // 11: holdfast.watch.v1.ListItem.states:type_name -> holdfast.state.v1.StateFilter
-	8,  // 12: holdfast.watch.v1.WatchResponse.changed:type_name -> holdfast.watch.v1.Changed
-	10, // 13: holdfast.watch.v1.WatchResponse.signal:type_name -> holdfast.watch.v1.Signal
-	11, // 14: holdfast.watch.v1.WatchResponse.ended:type_name -> holdfast.watch.v1.Ended
-	12, // 15: holdfast.watch.v1.WatchResponse.heartbeat:type_name -> holdfast.watch.v1.Heartbeat
-	9,  // 16: holdfast.watch.v1.Changed.put:type_name -> holdfast.watch.v1.Thing
-	19, // 17: holdfast.watch.v1.Thing.conversation:type_name -> holdfast.conversation.v1.Conversation
-	20, // 18: holdfast.watch.v1.Thing.message:type_name -> holdfast.conversation.v1.Message
-	21, // 19: holdfast.watch.v1.Thing.record:type_name -> holdfast.conversation.v1.Record
-	22, // 20: holdfast.watch.v1.Thing.session:type_name -> holdfast.session.v1.Session
-	23, // 21: holdfast.watch.v1.Thing.presence:type_name -> holdfast.session.v1.Presence
-	24, // 22: holdfast.watch.v1.Thing.project:type_name -> holdfast.project.v1.Project
-	25, // 23: holdfast.watch.v1.Thing.task:type_name -> holdfast.project.v1.Task
-	26, // 24: holdfast.watch.v1.Thing.issue:type_name -> holdfast.linear.v1.Issue
-	27, // 25: holdfast.watch.v1.Thing.api:type_name -> holdfast.coordination.v1.Api
-	28, // 26: holdfast.watch.v1.Thing.call:type_name -> holdfast.coordination.v1.Call
-	29, // 27: holdfast.watch.v1.Thing.object:type_name -> holdfast.state.v1.Object
-	30, // 28: holdfast.watch.v1.Thing.entry:type_name -> holdfast.state.v1.Entry
-	31, // 29: holdfast.watch.v1.Thing.preferences:type_name -> holdfast.project.v1.Preferences
-	32, // 30: holdfast.watch.v1.Signal.voice:type_name -> holdfast.conversation.v1.VoiceState
-	33, // 31: holdfast.watch.v1.Ended.problem:type_name -> holdfast.error.v1.Problem
-	34, // 32: holdfast.watch.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
-	0,  // 33: holdfast.watch.v1.WatchService.Watch:input_type -> holdfast.watch.v1.WatchRequest
-	7,  // 34: holdfast.watch.v1.WatchService.Watch:output_type -> holdfast.watch.v1.WatchResponse
-	34, // [34:35] is the sub-list for method output_type
-	33, // [33:34] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	19, // 12: holdfast.watch.v1.ListItem.comments:type_name -> holdfast.linear.v1.CommentFilter
+	20, // 13: holdfast.watch.v1.ListItem.agent_sessions:type_name -> holdfast.linear.v1.AgentSessionFilter
+	8,  // 14: holdfast.watch.v1.WatchResponse.changed:type_name -> holdfast.watch.v1.Changed
+	10, // 15: holdfast.watch.v1.WatchResponse.signal:type_name -> holdfast.watch.v1.Signal
+	11, // 16: holdfast.watch.v1.WatchResponse.ended:type_name -> holdfast.watch.v1.Ended
+	12, // 17: holdfast.watch.v1.WatchResponse.heartbeat:type_name -> holdfast.watch.v1.Heartbeat
+	9,  // 18: holdfast.watch.v1.Changed.put:type_name -> holdfast.watch.v1.Thing
+	21, // 19: holdfast.watch.v1.Thing.conversation:type_name -> holdfast.conversation.v1.Conversation
+	22, // 20: holdfast.watch.v1.Thing.message:type_name -> holdfast.conversation.v1.Message
+	23, // 21: holdfast.watch.v1.Thing.record:type_name -> holdfast.conversation.v1.Record
+	24, // 22: holdfast.watch.v1.Thing.session:type_name -> holdfast.session.v1.Session
+	25, // 23: holdfast.watch.v1.Thing.presence:type_name -> holdfast.session.v1.Presence
+	26, // 24: holdfast.watch.v1.Thing.project:type_name -> holdfast.project.v1.Project
+	27, // 25: holdfast.watch.v1.Thing.task:type_name -> holdfast.project.v1.Task
+	28, // 26: holdfast.watch.v1.Thing.issue:type_name -> holdfast.linear.v1.Issue
+	29, // 27: holdfast.watch.v1.Thing.api:type_name -> holdfast.coordination.v1.Api
+	30, // 28: holdfast.watch.v1.Thing.call:type_name -> holdfast.coordination.v1.Call
+	31, // 29: holdfast.watch.v1.Thing.object:type_name -> holdfast.state.v1.Object
+	32, // 30: holdfast.watch.v1.Thing.entry:type_name -> holdfast.state.v1.Entry
+	33, // 31: holdfast.watch.v1.Thing.preferences:type_name -> holdfast.project.v1.Preferences
+	34, // 32: holdfast.watch.v1.Thing.comment:type_name -> holdfast.linear.v1.Comment
+	35, // 33: holdfast.watch.v1.Thing.agent_session:type_name -> holdfast.linear.v1.AgentSession
+	36, // 34: holdfast.watch.v1.Thing.agent_activity:type_name -> holdfast.linear.v1.AgentActivity
+	37, // 35: holdfast.watch.v1.Signal.voice:type_name -> holdfast.conversation.v1.VoiceState
+	38, // 36: holdfast.watch.v1.Ended.problem:type_name -> holdfast.error.v1.Problem
+	39, // 37: holdfast.watch.v1.Heartbeat.time:type_name -> google.protobuf.Timestamp
+	0,  // 38: holdfast.watch.v1.WatchService.Watch:input_type -> holdfast.watch.v1.WatchRequest
+	7,  // 39: holdfast.watch.v1.WatchService.Watch:output_type -> holdfast.watch.v1.WatchResponse
+	39, // [39:40] is the sub-list for method output_type
+	38, // [38:39] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_watch_v1_service_proto_init() }
@@ -1554,6 +1672,7 @@ func file_holdfast_watch_v1_service_proto_init() {
 		(*Item_List)(nil),
 		(*Item_State)(nil),
 		(*Item_Preferences)(nil),
+		(*Item_AgentSessionId)(nil),
 	}
 	file_holdfast_watch_v1_service_proto_msgTypes[6].OneofWrappers = []any{
 		(*ListItem_Conversations)(nil),
@@ -1561,6 +1680,8 @@ func file_holdfast_watch_v1_service_proto_init() {
 		(*ListItem_Tasks)(nil),
 		(*ListItem_Issues)(nil),
 		(*ListItem_States)(nil),
+		(*ListItem_Comments)(nil),
+		(*ListItem_AgentSessions)(nil),
 	}
 	file_holdfast_watch_v1_service_proto_msgTypes[7].OneofWrappers = []any{
 		(*WatchResponse_Changed)(nil),
@@ -1582,6 +1703,9 @@ func file_holdfast_watch_v1_service_proto_init() {
 		(*Thing_Object)(nil),
 		(*Thing_Entry)(nil),
 		(*Thing_Preferences)(nil),
+		(*Thing_Comment)(nil),
+		(*Thing_AgentSession)(nil),
+		(*Thing_AgentActivity)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -45,8 +45,32 @@ const (
 	// LinearServiceListIssuesProcedure is the fully-qualified name of the LinearService's ListIssues
 	// RPC.
 	LinearServiceListIssuesProcedure = "/holdfast.linear.v1.LinearService/ListIssues"
+	// LinearServiceListCommentsProcedure is the fully-qualified name of the LinearService's
+	// ListComments RPC.
+	LinearServiceListCommentsProcedure = "/holdfast.linear.v1.LinearService/ListComments"
+	// LinearServiceListAttachmentsProcedure is the fully-qualified name of the LinearService's
+	// ListAttachments RPC.
+	LinearServiceListAttachmentsProcedure = "/holdfast.linear.v1.LinearService/ListAttachments"
+	// LinearServiceListIssueHistoryProcedure is the fully-qualified name of the LinearService's
+	// ListIssueHistory RPC.
+	LinearServiceListIssueHistoryProcedure = "/holdfast.linear.v1.LinearService/ListIssueHistory"
+	// LinearServiceListAgentSessionsProcedure is the fully-qualified name of the LinearService's
+	// ListAgentSessions RPC.
+	LinearServiceListAgentSessionsProcedure = "/holdfast.linear.v1.LinearService/ListAgentSessions"
+	// LinearServiceListAgentActivitiesProcedure is the fully-qualified name of the LinearService's
+	// ListAgentActivities RPC.
+	LinearServiceListAgentActivitiesProcedure = "/holdfast.linear.v1.LinearService/ListAgentActivities"
 	// LinearServicePutIssuesProcedure is the fully-qualified name of the LinearService's PutIssues RPC.
 	LinearServicePutIssuesProcedure = "/holdfast.linear.v1.LinearService/PutIssues"
+	// LinearServiceCreateIssueProcedure is the fully-qualified name of the LinearService's CreateIssue
+	// RPC.
+	LinearServiceCreateIssueProcedure = "/holdfast.linear.v1.LinearService/CreateIssue"
+	// LinearServiceUpdateIssueProcedure is the fully-qualified name of the LinearService's UpdateIssue
+	// RPC.
+	LinearServiceUpdateIssueProcedure = "/holdfast.linear.v1.LinearService/UpdateIssue"
+	// LinearServiceCommentOnIssueProcedure is the fully-qualified name of the LinearService's
+	// CommentOnIssue RPC.
+	LinearServiceCommentOnIssueProcedure = "/holdfast.linear.v1.LinearService/CommentOnIssue"
 )
 
 // LinearServiceClient is a client for the holdfast.linear.v1.LinearService service.
@@ -67,11 +91,34 @@ type LinearServiceClient interface {
 	//
 	//	{"endpointId": "k3v"}
 	DeleteEndpoint(context.Context, *v1.DeleteEndpointRequest) (*v1.DeleteEndpointResponse, error)
-	// ListIssues lists issues, newest activity first, or those of issue_ids in their order. Removed ones are left out, unless
+	// ListIssues lists issues, in the order that is asked for, or those of issue_ids in their order. Removed ones are left out, unless
 	// issue_ids names them. A page may have fewer issues than page_size, even none, and a next_page_token all the same.
 	//
-	//	{"filter": {"teamIds": ["t1"], "open": true}}
+	//	{"filter": {"teamIds": ["t1"], "open": true}, "order": "ISSUE_ORDER_PRIORITY"}
 	ListIssues(context.Context, *v1.ListIssuesRequest) (*v1.ListIssuesResponse, error)
+	// ListComments lists the comments on an issue, in the order in which they were written. Removed ones are left out, and there are none of an
+	// issue that was removed.
+	//
+	//	{"filter": {"issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d"}, "newestFirst": true}
+	ListComments(context.Context, *v1.ListCommentsRequest) (*v1.ListCommentsResponse, error)
+	// ListAttachments lists the links of an issue, such as to pull requests, in the order in which they were made.
+	//
+	//	{"issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d"}
+	ListAttachments(context.Context, *v1.ListAttachmentsRequest) (*v1.ListAttachmentsResponse, error)
+	// ListIssueHistory lists what changed of an issue, and who changed it, newest first, as far as webhooks and the sync have told.
+	// There is none of an issue that is not known.
+	//
+	//	{"issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d"}
+	ListIssueHistory(context.Context, *v1.ListIssueHistoryRequest) (*v1.ListIssueHistoryResponse, error)
+	// ListAgentSessions lists the sessions of agents, newest activity first.
+	//
+	//	{"filter": {"statuses": ["pending", "active"]}}
+	ListAgentSessions(context.Context, *v1.ListAgentSessionsRequest) (*v1.ListAgentSessionsResponse, error)
+	// ListAgentActivities lists what people and the agent said and did in a session, oldest first. There is nothing of a session that is not
+	// known.
+	//
+	//	{"agentSessionId": "6a0ff4f4-4d4c-4f4f-b8c4-9f3a1a0e3f10"}
+	ListAgentActivities(context.Context, *v1.ListAgentActivitiesRequest) (*v1.ListAgentActivitiesResponse, error)
 	// PutIssues stores issues as Linear's API returned them: an object with `id`, `updatedAt` and, the first time, `title`, in
 	// the names of Linear's GraphQL schema or of its webhooks. It changes what it names: a property that is absent stays, and one that is null is
 	// cleared. Of two reports on an issue the newer one, by `updatedAt`, wins, whichever comes first; a time more than a minute ahead
@@ -82,6 +129,25 @@ type LinearServiceClient interface {
 	//	 "title": "Login fails", "updatedAt": "2026-11-23T04:00:00.000Z",
 	//	 "state": {"id": "s1", "name": "Todo", "type": "unstarted"}, "team": {"id": "t1", "key": "ENG"}}]}
 	PutIssues(context.Context, *v1.PutIssuesRequest) (*v1.PutIssuesResponse, error)
+	// CreateIssue has an issue made in Linear. It answers at once: the issue is there, with the change among its local_changes, and is sent
+	// with the API key of the endpoint as soon as Linear's limits let it. It happens once, also where a server dies on the way: the id that it
+	// is made with is the server's. What Linear refuses is REFUSED, with the reason, and the issue is removed again; ask for it by its id.
+	//
+	//	{"requestId": "n-1", "edit": {"teamId": "t1", "title": "Logout fails", "priority": 2}}
+	CreateIssue(context.Context, *v1.CreateIssueRequest) (*v1.CreateIssueResponse, error)
+	// UpdateIssue has an issue changed in Linear. It answers at once: the issue has the new values and the change among its local_changes,
+	// until Linear confirms it by a webhook or the sync. What Linear refuses is undone, and its change is REFUSED, with the reason. Changes of an issue are sent
+	// one after the other. Of one that may have been made, as no answer came, Linear is asked: it is sent again only where the issue is as it was.
+	//
+	// What is set in `edit` is set. What update_mask names is replaced, or cleared where the edit does not have it.
+	//
+	//	{"requestId": "u-1", "issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "edit": {"stateId": "s2", "addLabelIds": ["l1"]}}
+	UpdateIssue(context.Context, *v1.UpdateIssueRequest) (*v1.UpdateIssueResponse, error)
+	// CommentOnIssue has a comment made in Linear. It answers at once with the id that the comment will have; until Linear has confirmed it, it is
+	// among the issue's local_changes. It happens once.
+	//
+	//	{"requestId": "c-1", "issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "body": "On it."}
+	CommentOnIssue(context.Context, *v1.CommentOnIssueRequest) (*v1.CommentOnIssueResponse, error)
 }
 
 // NewLinearServiceClient constructs a client for the holdfast.linear.v1.LinearService service. By
@@ -120,10 +186,63 @@ func NewLinearServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 			connect.WithClientOptions(opts...),
 		),
+		listComments: connect.NewClient[v1.ListCommentsRequest, v1.ListCommentsResponse](
+			httpClient,
+			baseURL+LinearServiceListCommentsProcedure,
+			connect.WithSchema(linearServiceMethods.ByName("ListComments")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		listAttachments: connect.NewClient[v1.ListAttachmentsRequest, v1.ListAttachmentsResponse](
+			httpClient,
+			baseURL+LinearServiceListAttachmentsProcedure,
+			connect.WithSchema(linearServiceMethods.ByName("ListAttachments")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		listIssueHistory: connect.NewClient[v1.ListIssueHistoryRequest, v1.ListIssueHistoryResponse](
+			httpClient,
+			baseURL+LinearServiceListIssueHistoryProcedure,
+			connect.WithSchema(linearServiceMethods.ByName("ListIssueHistory")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		listAgentSessions: connect.NewClient[v1.ListAgentSessionsRequest, v1.ListAgentSessionsResponse](
+			httpClient,
+			baseURL+LinearServiceListAgentSessionsProcedure,
+			connect.WithSchema(linearServiceMethods.ByName("ListAgentSessions")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		listAgentActivities: connect.NewClient[v1.ListAgentActivitiesRequest, v1.ListAgentActivitiesResponse](
+			httpClient,
+			baseURL+LinearServiceListAgentActivitiesProcedure,
+			connect.WithSchema(linearServiceMethods.ByName("ListAgentActivities")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
 		putIssues: connect.NewClient[v1.PutIssuesRequest, v1.PutIssuesResponse](
 			httpClient,
 			baseURL+LinearServicePutIssuesProcedure,
 			connect.WithSchema(linearServiceMethods.ByName("PutIssues")),
+			connect.WithClientOptions(opts...),
+		),
+		createIssue: connect.NewClient[v1.CreateIssueRequest, v1.CreateIssueResponse](
+			httpClient,
+			baseURL+LinearServiceCreateIssueProcedure,
+			connect.WithSchema(linearServiceMethods.ByName("CreateIssue")),
+			connect.WithClientOptions(opts...),
+		),
+		updateIssue: connect.NewClient[v1.UpdateIssueRequest, v1.UpdateIssueResponse](
+			httpClient,
+			baseURL+LinearServiceUpdateIssueProcedure,
+			connect.WithSchema(linearServiceMethods.ByName("UpdateIssue")),
+			connect.WithClientOptions(opts...),
+		),
+		commentOnIssue: connect.NewClient[v1.CommentOnIssueRequest, v1.CommentOnIssueResponse](
+			httpClient,
+			baseURL+LinearServiceCommentOnIssueProcedure,
+			connect.WithSchema(linearServiceMethods.ByName("CommentOnIssue")),
 			connect.WithClientOptions(opts...),
 		),
 	}
@@ -131,11 +250,19 @@ func NewLinearServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 
 // linearServiceClient implements LinearServiceClient.
 type linearServiceClient struct {
-	putEndpoint    *connect.Client[v1.PutEndpointRequest, v1.PutEndpointResponse]
-	listEndpoints  *connect.Client[v1.ListEndpointsRequest, v1.ListEndpointsResponse]
-	deleteEndpoint *connect.Client[v1.DeleteEndpointRequest, v1.DeleteEndpointResponse]
-	listIssues     *connect.Client[v1.ListIssuesRequest, v1.ListIssuesResponse]
-	putIssues      *connect.Client[v1.PutIssuesRequest, v1.PutIssuesResponse]
+	putEndpoint         *connect.Client[v1.PutEndpointRequest, v1.PutEndpointResponse]
+	listEndpoints       *connect.Client[v1.ListEndpointsRequest, v1.ListEndpointsResponse]
+	deleteEndpoint      *connect.Client[v1.DeleteEndpointRequest, v1.DeleteEndpointResponse]
+	listIssues          *connect.Client[v1.ListIssuesRequest, v1.ListIssuesResponse]
+	listComments        *connect.Client[v1.ListCommentsRequest, v1.ListCommentsResponse]
+	listAttachments     *connect.Client[v1.ListAttachmentsRequest, v1.ListAttachmentsResponse]
+	listIssueHistory    *connect.Client[v1.ListIssueHistoryRequest, v1.ListIssueHistoryResponse]
+	listAgentSessions   *connect.Client[v1.ListAgentSessionsRequest, v1.ListAgentSessionsResponse]
+	listAgentActivities *connect.Client[v1.ListAgentActivitiesRequest, v1.ListAgentActivitiesResponse]
+	putIssues           *connect.Client[v1.PutIssuesRequest, v1.PutIssuesResponse]
+	createIssue         *connect.Client[v1.CreateIssueRequest, v1.CreateIssueResponse]
+	updateIssue         *connect.Client[v1.UpdateIssueRequest, v1.UpdateIssueResponse]
+	commentOnIssue      *connect.Client[v1.CommentOnIssueRequest, v1.CommentOnIssueResponse]
 }
 
 // PutEndpoint calls holdfast.linear.v1.LinearService.PutEndpoint.
@@ -174,9 +301,81 @@ func (c *linearServiceClient) ListIssues(ctx context.Context, req *v1.ListIssues
 	return nil, err
 }
 
+// ListComments calls holdfast.linear.v1.LinearService.ListComments.
+func (c *linearServiceClient) ListComments(ctx context.Context, req *v1.ListCommentsRequest) (*v1.ListCommentsResponse, error) {
+	response, err := c.listComments.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListAttachments calls holdfast.linear.v1.LinearService.ListAttachments.
+func (c *linearServiceClient) ListAttachments(ctx context.Context, req *v1.ListAttachmentsRequest) (*v1.ListAttachmentsResponse, error) {
+	response, err := c.listAttachments.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListIssueHistory calls holdfast.linear.v1.LinearService.ListIssueHistory.
+func (c *linearServiceClient) ListIssueHistory(ctx context.Context, req *v1.ListIssueHistoryRequest) (*v1.ListIssueHistoryResponse, error) {
+	response, err := c.listIssueHistory.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListAgentSessions calls holdfast.linear.v1.LinearService.ListAgentSessions.
+func (c *linearServiceClient) ListAgentSessions(ctx context.Context, req *v1.ListAgentSessionsRequest) (*v1.ListAgentSessionsResponse, error) {
+	response, err := c.listAgentSessions.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListAgentActivities calls holdfast.linear.v1.LinearService.ListAgentActivities.
+func (c *linearServiceClient) ListAgentActivities(ctx context.Context, req *v1.ListAgentActivitiesRequest) (*v1.ListAgentActivitiesResponse, error) {
+	response, err := c.listAgentActivities.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // PutIssues calls holdfast.linear.v1.LinearService.PutIssues.
 func (c *linearServiceClient) PutIssues(ctx context.Context, req *v1.PutIssuesRequest) (*v1.PutIssuesResponse, error) {
 	response, err := c.putIssues.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CreateIssue calls holdfast.linear.v1.LinearService.CreateIssue.
+func (c *linearServiceClient) CreateIssue(ctx context.Context, req *v1.CreateIssueRequest) (*v1.CreateIssueResponse, error) {
+	response, err := c.createIssue.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// UpdateIssue calls holdfast.linear.v1.LinearService.UpdateIssue.
+func (c *linearServiceClient) UpdateIssue(ctx context.Context, req *v1.UpdateIssueRequest) (*v1.UpdateIssueResponse, error) {
+	response, err := c.updateIssue.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CommentOnIssue calls holdfast.linear.v1.LinearService.CommentOnIssue.
+func (c *linearServiceClient) CommentOnIssue(ctx context.Context, req *v1.CommentOnIssueRequest) (*v1.CommentOnIssueResponse, error) {
+	response, err := c.commentOnIssue.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -201,11 +400,34 @@ type LinearServiceHandler interface {
 	//
 	//	{"endpointId": "k3v"}
 	DeleteEndpoint(context.Context, *v1.DeleteEndpointRequest) (*v1.DeleteEndpointResponse, error)
-	// ListIssues lists issues, newest activity first, or those of issue_ids in their order. Removed ones are left out, unless
+	// ListIssues lists issues, in the order that is asked for, or those of issue_ids in their order. Removed ones are left out, unless
 	// issue_ids names them. A page may have fewer issues than page_size, even none, and a next_page_token all the same.
 	//
-	//	{"filter": {"teamIds": ["t1"], "open": true}}
+	//	{"filter": {"teamIds": ["t1"], "open": true}, "order": "ISSUE_ORDER_PRIORITY"}
 	ListIssues(context.Context, *v1.ListIssuesRequest) (*v1.ListIssuesResponse, error)
+	// ListComments lists the comments on an issue, in the order in which they were written. Removed ones are left out, and there are none of an
+	// issue that was removed.
+	//
+	//	{"filter": {"issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d"}, "newestFirst": true}
+	ListComments(context.Context, *v1.ListCommentsRequest) (*v1.ListCommentsResponse, error)
+	// ListAttachments lists the links of an issue, such as to pull requests, in the order in which they were made.
+	//
+	//	{"issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d"}
+	ListAttachments(context.Context, *v1.ListAttachmentsRequest) (*v1.ListAttachmentsResponse, error)
+	// ListIssueHistory lists what changed of an issue, and who changed it, newest first, as far as webhooks and the sync have told.
+	// There is none of an issue that is not known.
+	//
+	//	{"issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d"}
+	ListIssueHistory(context.Context, *v1.ListIssueHistoryRequest) (*v1.ListIssueHistoryResponse, error)
+	// ListAgentSessions lists the sessions of agents, newest activity first.
+	//
+	//	{"filter": {"statuses": ["pending", "active"]}}
+	ListAgentSessions(context.Context, *v1.ListAgentSessionsRequest) (*v1.ListAgentSessionsResponse, error)
+	// ListAgentActivities lists what people and the agent said and did in a session, oldest first. There is nothing of a session that is not
+	// known.
+	//
+	//	{"agentSessionId": "6a0ff4f4-4d4c-4f4f-b8c4-9f3a1a0e3f10"}
+	ListAgentActivities(context.Context, *v1.ListAgentActivitiesRequest) (*v1.ListAgentActivitiesResponse, error)
 	// PutIssues stores issues as Linear's API returned them: an object with `id`, `updatedAt` and, the first time, `title`, in
 	// the names of Linear's GraphQL schema or of its webhooks. It changes what it names: a property that is absent stays, and one that is null is
 	// cleared. Of two reports on an issue the newer one, by `updatedAt`, wins, whichever comes first; a time more than a minute ahead
@@ -216,6 +438,25 @@ type LinearServiceHandler interface {
 	//	 "title": "Login fails", "updatedAt": "2026-11-23T04:00:00.000Z",
 	//	 "state": {"id": "s1", "name": "Todo", "type": "unstarted"}, "team": {"id": "t1", "key": "ENG"}}]}
 	PutIssues(context.Context, *v1.PutIssuesRequest) (*v1.PutIssuesResponse, error)
+	// CreateIssue has an issue made in Linear. It answers at once: the issue is there, with the change among its local_changes, and is sent
+	// with the API key of the endpoint as soon as Linear's limits let it. It happens once, also where a server dies on the way: the id that it
+	// is made with is the server's. What Linear refuses is REFUSED, with the reason, and the issue is removed again; ask for it by its id.
+	//
+	//	{"requestId": "n-1", "edit": {"teamId": "t1", "title": "Logout fails", "priority": 2}}
+	CreateIssue(context.Context, *v1.CreateIssueRequest) (*v1.CreateIssueResponse, error)
+	// UpdateIssue has an issue changed in Linear. It answers at once: the issue has the new values and the change among its local_changes,
+	// until Linear confirms it by a webhook or the sync. What Linear refuses is undone, and its change is REFUSED, with the reason. Changes of an issue are sent
+	// one after the other. Of one that may have been made, as no answer came, Linear is asked: it is sent again only where the issue is as it was.
+	//
+	// What is set in `edit` is set. What update_mask names is replaced, or cleared where the edit does not have it.
+	//
+	//	{"requestId": "u-1", "issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "edit": {"stateId": "s2", "addLabelIds": ["l1"]}}
+	UpdateIssue(context.Context, *v1.UpdateIssueRequest) (*v1.UpdateIssueResponse, error)
+	// CommentOnIssue has a comment made in Linear. It answers at once with the id that the comment will have; until Linear has confirmed it, it is
+	// among the issue's local_changes. It happens once.
+	//
+	//	{"requestId": "c-1", "issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "body": "On it."}
+	CommentOnIssue(context.Context, *v1.CommentOnIssueRequest) (*v1.CommentOnIssueResponse, error)
 }
 
 // NewLinearServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -250,10 +491,63 @@ func NewLinearServiceHandler(svc LinearServiceHandler, opts ...connect.HandlerOp
 		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
 		connect.WithHandlerOptions(opts...),
 	)
+	linearServiceListCommentsHandler := connect.NewUnaryHandlerSimple(
+		LinearServiceListCommentsProcedure,
+		svc.ListComments,
+		connect.WithSchema(linearServiceMethods.ByName("ListComments")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	linearServiceListAttachmentsHandler := connect.NewUnaryHandlerSimple(
+		LinearServiceListAttachmentsProcedure,
+		svc.ListAttachments,
+		connect.WithSchema(linearServiceMethods.ByName("ListAttachments")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	linearServiceListIssueHistoryHandler := connect.NewUnaryHandlerSimple(
+		LinearServiceListIssueHistoryProcedure,
+		svc.ListIssueHistory,
+		connect.WithSchema(linearServiceMethods.ByName("ListIssueHistory")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	linearServiceListAgentSessionsHandler := connect.NewUnaryHandlerSimple(
+		LinearServiceListAgentSessionsProcedure,
+		svc.ListAgentSessions,
+		connect.WithSchema(linearServiceMethods.ByName("ListAgentSessions")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	linearServiceListAgentActivitiesHandler := connect.NewUnaryHandlerSimple(
+		LinearServiceListAgentActivitiesProcedure,
+		svc.ListAgentActivities,
+		connect.WithSchema(linearServiceMethods.ByName("ListAgentActivities")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
 	linearServicePutIssuesHandler := connect.NewUnaryHandlerSimple(
 		LinearServicePutIssuesProcedure,
 		svc.PutIssues,
 		connect.WithSchema(linearServiceMethods.ByName("PutIssues")),
+		connect.WithHandlerOptions(opts...),
+	)
+	linearServiceCreateIssueHandler := connect.NewUnaryHandlerSimple(
+		LinearServiceCreateIssueProcedure,
+		svc.CreateIssue,
+		connect.WithSchema(linearServiceMethods.ByName("CreateIssue")),
+		connect.WithHandlerOptions(opts...),
+	)
+	linearServiceUpdateIssueHandler := connect.NewUnaryHandlerSimple(
+		LinearServiceUpdateIssueProcedure,
+		svc.UpdateIssue,
+		connect.WithSchema(linearServiceMethods.ByName("UpdateIssue")),
+		connect.WithHandlerOptions(opts...),
+	)
+	linearServiceCommentOnIssueHandler := connect.NewUnaryHandlerSimple(
+		LinearServiceCommentOnIssueProcedure,
+		svc.CommentOnIssue,
+		connect.WithSchema(linearServiceMethods.ByName("CommentOnIssue")),
 		connect.WithHandlerOptions(opts...),
 	)
 	return "/holdfast.linear.v1.LinearService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -266,8 +560,24 @@ func NewLinearServiceHandler(svc LinearServiceHandler, opts ...connect.HandlerOp
 			linearServiceDeleteEndpointHandler.ServeHTTP(w, r)
 		case LinearServiceListIssuesProcedure:
 			linearServiceListIssuesHandler.ServeHTTP(w, r)
+		case LinearServiceListCommentsProcedure:
+			linearServiceListCommentsHandler.ServeHTTP(w, r)
+		case LinearServiceListAttachmentsProcedure:
+			linearServiceListAttachmentsHandler.ServeHTTP(w, r)
+		case LinearServiceListIssueHistoryProcedure:
+			linearServiceListIssueHistoryHandler.ServeHTTP(w, r)
+		case LinearServiceListAgentSessionsProcedure:
+			linearServiceListAgentSessionsHandler.ServeHTTP(w, r)
+		case LinearServiceListAgentActivitiesProcedure:
+			linearServiceListAgentActivitiesHandler.ServeHTTP(w, r)
 		case LinearServicePutIssuesProcedure:
 			linearServicePutIssuesHandler.ServeHTTP(w, r)
+		case LinearServiceCreateIssueProcedure:
+			linearServiceCreateIssueHandler.ServeHTTP(w, r)
+		case LinearServiceUpdateIssueProcedure:
+			linearServiceUpdateIssueHandler.ServeHTTP(w, r)
+		case LinearServiceCommentOnIssueProcedure:
+			linearServiceCommentOnIssueHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -293,6 +603,38 @@ func (UnimplementedLinearServiceHandler) ListIssues(context.Context, *v1.ListIss
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.linear.v1.LinearService.ListIssues is not implemented"))
 }
 
+func (UnimplementedLinearServiceHandler) ListComments(context.Context, *v1.ListCommentsRequest) (*v1.ListCommentsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.linear.v1.LinearService.ListComments is not implemented"))
+}
+
+func (UnimplementedLinearServiceHandler) ListAttachments(context.Context, *v1.ListAttachmentsRequest) (*v1.ListAttachmentsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.linear.v1.LinearService.ListAttachments is not implemented"))
+}
+
+func (UnimplementedLinearServiceHandler) ListIssueHistory(context.Context, *v1.ListIssueHistoryRequest) (*v1.ListIssueHistoryResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.linear.v1.LinearService.ListIssueHistory is not implemented"))
+}
+
+func (UnimplementedLinearServiceHandler) ListAgentSessions(context.Context, *v1.ListAgentSessionsRequest) (*v1.ListAgentSessionsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.linear.v1.LinearService.ListAgentSessions is not implemented"))
+}
+
+func (UnimplementedLinearServiceHandler) ListAgentActivities(context.Context, *v1.ListAgentActivitiesRequest) (*v1.ListAgentActivitiesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.linear.v1.LinearService.ListAgentActivities is not implemented"))
+}
+
 func (UnimplementedLinearServiceHandler) PutIssues(context.Context, *v1.PutIssuesRequest) (*v1.PutIssuesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.linear.v1.LinearService.PutIssues is not implemented"))
+}
+
+func (UnimplementedLinearServiceHandler) CreateIssue(context.Context, *v1.CreateIssueRequest) (*v1.CreateIssueResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.linear.v1.LinearService.CreateIssue is not implemented"))
+}
+
+func (UnimplementedLinearServiceHandler) UpdateIssue(context.Context, *v1.UpdateIssueRequest) (*v1.UpdateIssueResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.linear.v1.LinearService.UpdateIssue is not implemented"))
+}
+
+func (UnimplementedLinearServiceHandler) CommentOnIssue(context.Context, *v1.CommentOnIssueRequest) (*v1.CommentOnIssueResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.linear.v1.LinearService.CommentOnIssue is not implemented"))
 }

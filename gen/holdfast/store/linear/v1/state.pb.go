@@ -27,16 +27,125 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// LocalChangeType is what a change does. Its names and numbers are those of holdfast.linear.v1.LocalChangeType.
+type LocalChangeType int32
+
+const (
+	LocalChangeType_LOCAL_CHANGE_TYPE_UNSPECIFIED LocalChangeType = 0
+	LocalChangeType_LOCAL_CHANGE_TYPE_CREATE      LocalChangeType = 1
+	LocalChangeType_LOCAL_CHANGE_TYPE_UPDATE      LocalChangeType = 2
+	LocalChangeType_LOCAL_CHANGE_TYPE_COMMENT     LocalChangeType = 3
+)
+
+// Enum value maps for LocalChangeType.
+var (
+	LocalChangeType_name = map[int32]string{
+		0: "LOCAL_CHANGE_TYPE_UNSPECIFIED",
+		1: "LOCAL_CHANGE_TYPE_CREATE",
+		2: "LOCAL_CHANGE_TYPE_UPDATE",
+		3: "LOCAL_CHANGE_TYPE_COMMENT",
+	}
+	LocalChangeType_value = map[string]int32{
+		"LOCAL_CHANGE_TYPE_UNSPECIFIED": 0,
+		"LOCAL_CHANGE_TYPE_CREATE":      1,
+		"LOCAL_CHANGE_TYPE_UPDATE":      2,
+		"LOCAL_CHANGE_TYPE_COMMENT":     3,
+	}
+)
+
+func (x LocalChangeType) Enum() *LocalChangeType {
+	p := new(LocalChangeType)
+	*p = x
+	return p
+}
+
+func (x LocalChangeType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LocalChangeType) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_store_linear_v1_state_proto_enumTypes[0].Descriptor()
+}
+
+func (LocalChangeType) Type() protoreflect.EnumType {
+	return &file_holdfast_store_linear_v1_state_proto_enumTypes[0]
+}
+
+func (x LocalChangeType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LocalChangeType.Descriptor instead.
+func (LocalChangeType) EnumDescriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{0}
+}
+
+// LocalChangeStatus is how far a change is. Its names and numbers are those of holdfast.linear.v1.LocalChangeStatus.
+type LocalChangeStatus int32
+
+const (
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_UNSPECIFIED LocalChangeStatus = 0
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_PENDING     LocalChangeStatus = 1
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_SENDING     LocalChangeStatus = 2
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_ACCEPTED    LocalChangeStatus = 3
+	LocalChangeStatus_LOCAL_CHANGE_STATUS_REFUSED     LocalChangeStatus = 4
+)
+
+// Enum value maps for LocalChangeStatus.
+var (
+	LocalChangeStatus_name = map[int32]string{
+		0: "LOCAL_CHANGE_STATUS_UNSPECIFIED",
+		1: "LOCAL_CHANGE_STATUS_PENDING",
+		2: "LOCAL_CHANGE_STATUS_SENDING",
+		3: "LOCAL_CHANGE_STATUS_ACCEPTED",
+		4: "LOCAL_CHANGE_STATUS_REFUSED",
+	}
+	LocalChangeStatus_value = map[string]int32{
+		"LOCAL_CHANGE_STATUS_UNSPECIFIED": 0,
+		"LOCAL_CHANGE_STATUS_PENDING":     1,
+		"LOCAL_CHANGE_STATUS_SENDING":     2,
+		"LOCAL_CHANGE_STATUS_ACCEPTED":    3,
+		"LOCAL_CHANGE_STATUS_REFUSED":     4,
+	}
+)
+
+func (x LocalChangeStatus) Enum() *LocalChangeStatus {
+	p := new(LocalChangeStatus)
+	*p = x
+	return p
+}
+
+func (x LocalChangeStatus) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LocalChangeStatus) Descriptor() protoreflect.EnumDescriptor {
+	return file_holdfast_store_linear_v1_state_proto_enumTypes[1].Descriptor()
+}
+
+func (LocalChangeStatus) Type() protoreflect.EnumType {
+	return &file_holdfast_store_linear_v1_state_proto_enumTypes[1]
+}
+
+func (x LocalChangeStatus) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LocalChangeStatus.Descriptor instead.
+func (LocalChangeStatus) EnumDescriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{1}
+}
+
 // IssueState is the document of one object of the kind "linear_issue": what is worth querying of an issue. Its id is Linear's
-// UUID. What Linear sent is the entry "issue" of the collection "raw".
+// UUID. What Linear sent is the entry "issue" of the collection "raw", and what changed are the entries of the collection "history".
 type IssueState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The names of Linear's labels by their ids; a name that is not known is empty.
-	Labels              map[string]string `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Identifier          string            `protobuf:"bytes,2,opt,name=identifier,proto3" json:"identifier,omitempty"`
-	PreviousIdentifiers []string          `protobuf:"bytes,3,rep,name=previous_identifiers,json=previousIdentifiers,proto3" json:"previous_identifiers,omitempty"`
-	Url                 string            `protobuf:"bytes,4,opt,name=url,proto3" json:"url,omitempty"`
-	Title               string            `protobuf:"bytes,5,opt,name=title,proto3" json:"title,omitempty"`
+	// In Linear's order; a name that is not known is empty.
+	Labels              []*Label `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty"`
+	Identifier          string   `protobuf:"bytes,2,opt,name=identifier,proto3" json:"identifier,omitempty"`
+	PreviousIdentifiers []string `protobuf:"bytes,3,rep,name=previous_identifiers,json=previousIdentifiers,proto3" json:"previous_identifiers,omitempty"`
+	Url                 string   `protobuf:"bytes,4,opt,name=url,proto3" json:"url,omitempty"`
+	Title               string   `protobuf:"bytes,5,opt,name=title,proto3" json:"title,omitempty"`
 	// The first 2,000 characters.
 	Description      string                 `protobuf:"bytes,6,opt,name=description,proto3" json:"description,omitempty"`
 	DescriptionCut   bool                   `protobuf:"varint,7,opt,name=description_cut,json=descriptionCut,proto3" json:"description_cut,omitempty"`
@@ -73,7 +182,12 @@ type IssueState struct {
 	RefetchCount int32                  `protobuf:"varint,31,opt,name=refetch_count,json=refetchCount,proto3" json:"refetch_count,omitempty"`
 	RefetchTime  *timestamppb.Timestamp `protobuf:"bytes,32,opt,name=refetch_time,json=refetchTime,proto3" json:"refetch_time,omitempty"`
 	// The endpoint's API key does not see the issue: only webhooks report it.
-	Unseen        bool `protobuf:"varint,33,opt,name=unseen,proto3" json:"unseen,omitempty"`
+	Unseen     bool             `protobuf:"varint,33,opt,name=unseen,proto3" json:"unseen,omitempty"`
+	Milestone  *Ref             `protobuf:"bytes,34,opt,name=milestone,proto3" json:"milestone,omitempty"`
+	BranchName string           `protobuf:"bytes,35,opt,name=branch_name,json=branchName,proto3" json:"branch_name,omitempty"`
+	Relations  []*IssueRelation `protobuf:"bytes,36,rep,name=relations,proto3" json:"relations,omitempty"`
+	// What was asked for here, in that order, and Linear has not confirmed or has refused.
+	LocalChanges  []*LocalChange `protobuf:"bytes,37,rep,name=local_changes,json=localChanges,proto3" json:"local_changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -108,7 +222,7 @@ func (*IssueState) Descriptor() ([]byte, []int) {
 	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{0}
 }
 
-func (x *IssueState) GetLabels() map[string]string {
+func (x *IssueState) GetLabels() []*Label {
 	if x != nil {
 		return x.Labels
 	}
@@ -339,19 +453,1129 @@ func (x *IssueState) GetUnseen() bool {
 	return false
 }
 
+func (x *IssueState) GetMilestone() *Ref {
+	if x != nil {
+		return x.Milestone
+	}
+	return nil
+}
+
+func (x *IssueState) GetBranchName() string {
+	if x != nil {
+		return x.BranchName
+	}
+	return ""
+}
+
+func (x *IssueState) GetRelations() []*IssueRelation {
+	if x != nil {
+		return x.Relations
+	}
+	return nil
+}
+
+func (x *IssueState) GetLocalChanges() []*LocalChange {
+	if x != nil {
+		return x.LocalChanges
+	}
+	return nil
+}
+
+// Label is one of an issue's labels.
+type Label struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Color string                 `protobuf:"bytes,3,opt,name=color,proto3" json:"color,omitempty"`
+	// When Linear said the name, in Unix milliseconds: an older report does not bring an earlier name back.
+	NamedMs       int64 `protobuf:"varint,4,opt,name=named_ms,json=namedMs,proto3" json:"named_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Label) Reset() {
+	*x = Label{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Label) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Label) ProtoMessage() {}
+
+func (x *Label) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Label.ProtoReflect.Descriptor instead.
+func (*Label) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Label) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Label) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Label) GetColor() string {
+	if x != nil {
+		return x.Color
+	}
+	return ""
+}
+
+func (x *Label) GetNamedMs() int64 {
+	if x != nil {
+		return x.NamedMs
+	}
+	return 0
+}
+
+// IssueRelation is how an issue is related to another one.
+type IssueRelation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// As seen from this issue: blocks, blocked_by, duplicate, duplicated_by, related, similar.
+	Type          string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	Issue         *Ref   `protobuf:"bytes,3,opt,name=issue,proto3" json:"issue,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueRelation) Reset() {
+	*x = IssueRelation{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueRelation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueRelation) ProtoMessage() {}
+
+func (x *IssueRelation) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueRelation.ProtoReflect.Descriptor instead.
+func (*IssueRelation) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *IssueRelation) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *IssueRelation) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *IssueRelation) GetIssue() *Ref {
+	if x != nil {
+		return x.Issue
+	}
+	return nil
+}
+
+// IssueChange is one change of an issue: an entry of the collection "history", whose keys begin with the time.
+type IssueChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Time  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// Unset: nobody is known.
+	Actor *Actor `protobuf:"bytes,2,opt,name=actor,proto3" json:"actor,omitempty"`
+	// create, update or remove.
+	Action     string            `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"`
+	Properties []*PropertyChange `protobuf:"bytes,4,rep,name=properties,proto3" json:"properties,omitempty"`
+	// "webhook" or "poll".
+	Source        string `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssueChange) Reset() {
+	*x = IssueChange{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueChange) ProtoMessage() {}
+
+func (x *IssueChange) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueChange.ProtoReflect.Descriptor instead.
+func (*IssueChange) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *IssueChange) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *IssueChange) GetActor() *Actor {
+	if x != nil {
+		return x.Actor
+	}
+	return nil
+}
+
+func (x *IssueChange) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *IssueChange) GetProperties() []*PropertyChange {
+	if x != nil {
+		return x.Properties
+	}
+	return nil
+}
+
+func (x *IssueChange) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+// Actor is who changed something.
+type Actor struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Such as user, OauthClient or Integration.
+	Type          string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Actor) Reset() {
+	*x = Actor{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Actor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Actor) ProtoMessage() {}
+
+func (x *Actor) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Actor.ProtoReflect.Descriptor instead.
+func (*Actor) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Actor) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Actor) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Actor) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+// PropertyChange is how one property of an issue changed.
+type PropertyChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	From  *structpb.Value        `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	To    *structpb.Value        `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	// Long values are left out.
+	Omitted       bool `protobuf:"varint,4,opt,name=omitted,proto3" json:"omitted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PropertyChange) Reset() {
+	*x = PropertyChange{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PropertyChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PropertyChange) ProtoMessage() {}
+
+func (x *PropertyChange) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PropertyChange.ProtoReflect.Descriptor instead.
+func (*PropertyChange) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PropertyChange) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PropertyChange) GetFrom() *structpb.Value {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *PropertyChange) GetTo() *structpb.Value {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *PropertyChange) GetOmitted() bool {
+	if x != nil {
+		return x.Omitted
+	}
+	return false
+}
+
+// CommentState is the document of one object of the kind "linear_comment", whose id is Linear's UUID.
+type CommentState struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	IssueId string                 `protobuf:"bytes,1,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
+	// The first 32,768 characters.
+	Body             string                 `protobuf:"bytes,2,opt,name=body,proto3" json:"body,omitempty"`
+	BodyCut          bool                   `protobuf:"varint,3,opt,name=body_cut,json=bodyCut,proto3" json:"body_cut,omitempty"`
+	Url              string                 `protobuf:"bytes,4,opt,name=url,proto3" json:"url,omitempty"`
+	ParentId         string                 `protobuf:"bytes,5,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	User             *Ref                   `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"`
+	ExternalUser     *Ref                   `protobuf:"bytes,7,opt,name=external_user,json=externalUser,proto3" json:"external_user,omitempty"`
+	Bot              string                 `protobuf:"bytes,8,opt,name=bot,proto3" json:"bot,omitempty"`
+	QuotedText       string                 `protobuf:"bytes,9,opt,name=quoted_text,json=quotedText,proto3" json:"quoted_text,omitempty"`
+	AgentSessionId   string                 `protobuf:"bytes,10,opt,name=agent_session_id,json=agentSessionId,proto3" json:"agent_session_id,omitempty"`
+	EditTime         *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=edit_time,json=editTime,proto3" json:"edit_time,omitempty"`
+	ResolveTime      *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=resolve_time,json=resolveTime,proto3" json:"resolve_time,omitempty"`
+	LinearCreateTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=linear_create_time,json=linearCreateTime,proto3" json:"linear_create_time,omitempty"`
+	LinearUpdateTime *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=linear_update_time,json=linearUpdateTime,proto3" json:"linear_update_time,omitempty"`
+	// Set: the comment was removed. The object is kept for 30 days as a tombstone.
+	RemoveTime    *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=remove_time,json=removeTime,proto3" json:"remove_time,omitempty"`
+	Stamp         *IssueStamp            `protobuf:"bytes,16,opt,name=stamp,proto3" json:"stamp,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CommentState) Reset() {
+	*x = CommentState{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CommentState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CommentState) ProtoMessage() {}
+
+func (x *CommentState) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CommentState.ProtoReflect.Descriptor instead.
+func (*CommentState) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *CommentState) GetIssueId() string {
+	if x != nil {
+		return x.IssueId
+	}
+	return ""
+}
+
+func (x *CommentState) GetBody() string {
+	if x != nil {
+		return x.Body
+	}
+	return ""
+}
+
+func (x *CommentState) GetBodyCut() bool {
+	if x != nil {
+		return x.BodyCut
+	}
+	return false
+}
+
+func (x *CommentState) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *CommentState) GetParentId() string {
+	if x != nil {
+		return x.ParentId
+	}
+	return ""
+}
+
+func (x *CommentState) GetUser() *Ref {
+	if x != nil {
+		return x.User
+	}
+	return nil
+}
+
+func (x *CommentState) GetExternalUser() *Ref {
+	if x != nil {
+		return x.ExternalUser
+	}
+	return nil
+}
+
+func (x *CommentState) GetBot() string {
+	if x != nil {
+		return x.Bot
+	}
+	return ""
+}
+
+func (x *CommentState) GetQuotedText() string {
+	if x != nil {
+		return x.QuotedText
+	}
+	return ""
+}
+
+func (x *CommentState) GetAgentSessionId() string {
+	if x != nil {
+		return x.AgentSessionId
+	}
+	return ""
+}
+
+func (x *CommentState) GetEditTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EditTime
+	}
+	return nil
+}
+
+func (x *CommentState) GetResolveTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ResolveTime
+	}
+	return nil
+}
+
+func (x *CommentState) GetLinearCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LinearCreateTime
+	}
+	return nil
+}
+
+func (x *CommentState) GetLinearUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LinearUpdateTime
+	}
+	return nil
+}
+
+func (x *CommentState) GetRemoveTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RemoveTime
+	}
+	return nil
+}
+
+func (x *CommentState) GetStamp() *IssueStamp {
+	if x != nil {
+		return x.Stamp
+	}
+	return nil
+}
+
+// AttachmentState is the document of one object of the kind "linear_attachment", whose id is Linear's UUID.
+type AttachmentState struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	IssueId    string                 `protobuf:"bytes,1,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
+	Title      string                 `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
+	Subtitle   string                 `protobuf:"bytes,3,opt,name=subtitle,proto3" json:"subtitle,omitempty"`
+	Url        string                 `protobuf:"bytes,4,opt,name=url,proto3" json:"url,omitempty"`
+	SourceType string                 `protobuf:"bytes,5,opt,name=source_type,json=sourceType,proto3" json:"source_type,omitempty"`
+	// Unset where it is too large.
+	Metadata         *structpb.Struct       `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Creator          *Ref                   `protobuf:"bytes,7,opt,name=creator,proto3" json:"creator,omitempty"`
+	LinearCreateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=linear_create_time,json=linearCreateTime,proto3" json:"linear_create_time,omitempty"`
+	LinearUpdateTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=linear_update_time,json=linearUpdateTime,proto3" json:"linear_update_time,omitempty"`
+	// Set: the attachment was removed. The object is kept for 30 days as a tombstone.
+	RemoveTime    *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=remove_time,json=removeTime,proto3" json:"remove_time,omitempty"`
+	Stamp         *IssueStamp            `protobuf:"bytes,11,opt,name=stamp,proto3" json:"stamp,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachmentState) Reset() {
+	*x = AttachmentState{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachmentState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachmentState) ProtoMessage() {}
+
+func (x *AttachmentState) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachmentState.ProtoReflect.Descriptor instead.
+func (*AttachmentState) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AttachmentState) GetIssueId() string {
+	if x != nil {
+		return x.IssueId
+	}
+	return ""
+}
+
+func (x *AttachmentState) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *AttachmentState) GetSubtitle() string {
+	if x != nil {
+		return x.Subtitle
+	}
+	return ""
+}
+
+func (x *AttachmentState) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *AttachmentState) GetSourceType() string {
+	if x != nil {
+		return x.SourceType
+	}
+	return ""
+}
+
+func (x *AttachmentState) GetMetadata() *structpb.Struct {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *AttachmentState) GetCreator() *Ref {
+	if x != nil {
+		return x.Creator
+	}
+	return nil
+}
+
+func (x *AttachmentState) GetLinearCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LinearCreateTime
+	}
+	return nil
+}
+
+func (x *AttachmentState) GetLinearUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LinearUpdateTime
+	}
+	return nil
+}
+
+func (x *AttachmentState) GetRemoveTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RemoveTime
+	}
+	return nil
+}
+
+func (x *AttachmentState) GetStamp() *IssueStamp {
+	if x != nil {
+		return x.Stamp
+	}
+	return nil
+}
+
+// AgentSessionState is the document of one object of the kind "linear_agent_session", whose id is Linear's UUID. Its activities are the
+// entries of the collection "activities", whose keys begin with the time.
+type AgentSessionState struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	IssueId string                 `protobuf:"bytes,1,opt,name=issue_id,json=issueId,proto3" json:"issue_id,omitempty"`
+	// pending, active, awaitingInput, error, complete or stale.
+	Status          string          `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	Creator         *Ref            `protobuf:"bytes,3,opt,name=creator,proto3" json:"creator,omitempty"`
+	AppUserId       string          `protobuf:"bytes,4,opt,name=app_user_id,json=appUserId,proto3" json:"app_user_id,omitempty"`
+	CommentId       string          `protobuf:"bytes,5,opt,name=comment_id,json=commentId,proto3" json:"comment_id,omitempty"`
+	SourceCommentId string          `protobuf:"bytes,6,opt,name=source_comment_id,json=sourceCommentId,proto3" json:"source_comment_id,omitempty"`
+	Url             string          `protobuf:"bytes,7,opt,name=url,proto3" json:"url,omitempty"`
+	Summary         string          `protobuf:"bytes,8,opt,name=summary,proto3" json:"summary,omitempty"`
+	Plan            *structpb.Value `protobuf:"bytes,9,opt,name=plan,proto3" json:"plan,omitempty"`
+	ExternalLinks   []*ExternalLink `protobuf:"bytes,10,rep,name=external_links,json=externalLinks,proto3" json:"external_links,omitempty"`
+	// The first 32,768 characters.
+	PromptContext    string `protobuf:"bytes,11,opt,name=prompt_context,json=promptContext,proto3" json:"prompt_context,omitempty"`
+	PromptContextCut bool   `protobuf:"varint,12,opt,name=prompt_context_cut,json=promptContextCut,proto3" json:"prompt_context_cut,omitempty"`
+	// Nearest first.
+	Guidance         []*Guidance            `protobuf:"bytes,13,rep,name=guidance,proto3" json:"guidance,omitempty"`
+	StartTime        *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	EndTime          *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	LinearCreateTime *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=linear_create_time,json=linearCreateTime,proto3" json:"linear_create_time,omitempty"`
+	LinearUpdateTime *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=linear_update_time,json=linearUpdateTime,proto3" json:"linear_update_time,omitempty"`
+	// Set: the session was removed. The object is kept for 30 days as a tombstone.
+	RemoveTime    *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=remove_time,json=removeTime,proto3" json:"remove_time,omitempty"`
+	Stamp         *IssueStamp            `protobuf:"bytes,19,opt,name=stamp,proto3" json:"stamp,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AgentSessionState) Reset() {
+	*x = AgentSessionState{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgentSessionState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgentSessionState) ProtoMessage() {}
+
+func (x *AgentSessionState) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgentSessionState.ProtoReflect.Descriptor instead.
+func (*AgentSessionState) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *AgentSessionState) GetIssueId() string {
+	if x != nil {
+		return x.IssueId
+	}
+	return ""
+}
+
+func (x *AgentSessionState) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *AgentSessionState) GetCreator() *Ref {
+	if x != nil {
+		return x.Creator
+	}
+	return nil
+}
+
+func (x *AgentSessionState) GetAppUserId() string {
+	if x != nil {
+		return x.AppUserId
+	}
+	return ""
+}
+
+func (x *AgentSessionState) GetCommentId() string {
+	if x != nil {
+		return x.CommentId
+	}
+	return ""
+}
+
+func (x *AgentSessionState) GetSourceCommentId() string {
+	if x != nil {
+		return x.SourceCommentId
+	}
+	return ""
+}
+
+func (x *AgentSessionState) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *AgentSessionState) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
+func (x *AgentSessionState) GetPlan() *structpb.Value {
+	if x != nil {
+		return x.Plan
+	}
+	return nil
+}
+
+func (x *AgentSessionState) GetExternalLinks() []*ExternalLink {
+	if x != nil {
+		return x.ExternalLinks
+	}
+	return nil
+}
+
+func (x *AgentSessionState) GetPromptContext() string {
+	if x != nil {
+		return x.PromptContext
+	}
+	return ""
+}
+
+func (x *AgentSessionState) GetPromptContextCut() bool {
+	if x != nil {
+		return x.PromptContextCut
+	}
+	return false
+}
+
+func (x *AgentSessionState) GetGuidance() []*Guidance {
+	if x != nil {
+		return x.Guidance
+	}
+	return nil
+}
+
+func (x *AgentSessionState) GetStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartTime
+	}
+	return nil
+}
+
+func (x *AgentSessionState) GetEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndTime
+	}
+	return nil
+}
+
+func (x *AgentSessionState) GetLinearCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LinearCreateTime
+	}
+	return nil
+}
+
+func (x *AgentSessionState) GetLinearUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LinearUpdateTime
+	}
+	return nil
+}
+
+func (x *AgentSessionState) GetRemoveTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RemoveTime
+	}
+	return nil
+}
+
+func (x *AgentSessionState) GetStamp() *IssueStamp {
+	if x != nil {
+		return x.Stamp
+	}
+	return nil
+}
+
+// ExternalLink is a page of an agent's about a session.
+type ExternalLink struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Label         string                 `protobuf:"bytes,1,opt,name=label,proto3" json:"label,omitempty"`
+	Url           string                 `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExternalLink) Reset() {
+	*x = ExternalLink{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExternalLink) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExternalLink) ProtoMessage() {}
+
+func (x *ExternalLink) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExternalLink.ProtoReflect.Descriptor instead.
+func (*ExternalLink) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ExternalLink) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *ExternalLink) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+// Guidance is what a workspace or a team tells its agents.
+type Guidance struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Body          string                 `protobuf:"bytes,1,opt,name=body,proto3" json:"body,omitempty"`
+	Origin        string                 `protobuf:"bytes,2,opt,name=origin,proto3" json:"origin,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Guidance) Reset() {
+	*x = Guidance{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Guidance) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Guidance) ProtoMessage() {}
+
+func (x *Guidance) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Guidance.ProtoReflect.Descriptor instead.
+func (*Guidance) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Guidance) GetBody() string {
+	if x != nil {
+		return x.Body
+	}
+	return ""
+}
+
+func (x *Guidance) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+// AgentActivity is one step of a session.
+type AgentActivity struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	ActivityId string                 `protobuf:"bytes,1,opt,name=activity_id,json=activityId,proto3" json:"activity_id,omitempty"`
+	// thought, action, elicitation, response, error or prompt.
+	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	// The first 32,768 characters.
+	Body             string                 `protobuf:"bytes,3,opt,name=body,proto3" json:"body,omitempty"`
+	Action           string                 `protobuf:"bytes,4,opt,name=action,proto3" json:"action,omitempty"`
+	Parameter        string                 `protobuf:"bytes,5,opt,name=parameter,proto3" json:"parameter,omitempty"`
+	Result           string                 `protobuf:"bytes,6,opt,name=result,proto3" json:"result,omitempty"`
+	Ephemeral        bool                   `protobuf:"varint,7,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	Signal           string                 `protobuf:"bytes,8,opt,name=signal,proto3" json:"signal,omitempty"`
+	SignalMetadata   *structpb.Struct       `protobuf:"bytes,9,opt,name=signal_metadata,json=signalMetadata,proto3" json:"signal_metadata,omitempty"`
+	User             *Ref                   `protobuf:"bytes,10,opt,name=user,proto3" json:"user,omitempty"`
+	SourceCommentId  string                 `protobuf:"bytes,11,opt,name=source_comment_id,json=sourceCommentId,proto3" json:"source_comment_id,omitempty"`
+	LinearCreateTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=linear_create_time,json=linearCreateTime,proto3" json:"linear_create_time,omitempty"`
+	LinearUpdateTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=linear_update_time,json=linearUpdateTime,proto3" json:"linear_update_time,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *AgentActivity) Reset() {
+	*x = AgentActivity{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AgentActivity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AgentActivity) ProtoMessage() {}
+
+func (x *AgentActivity) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AgentActivity.ProtoReflect.Descriptor instead.
+func (*AgentActivity) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AgentActivity) GetActivityId() string {
+	if x != nil {
+		return x.ActivityId
+	}
+	return ""
+}
+
+func (x *AgentActivity) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *AgentActivity) GetBody() string {
+	if x != nil {
+		return x.Body
+	}
+	return ""
+}
+
+func (x *AgentActivity) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *AgentActivity) GetParameter() string {
+	if x != nil {
+		return x.Parameter
+	}
+	return ""
+}
+
+func (x *AgentActivity) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
+func (x *AgentActivity) GetEphemeral() bool {
+	if x != nil {
+		return x.Ephemeral
+	}
+	return false
+}
+
+func (x *AgentActivity) GetSignal() string {
+	if x != nil {
+		return x.Signal
+	}
+	return ""
+}
+
+func (x *AgentActivity) GetSignalMetadata() *structpb.Struct {
+	if x != nil {
+		return x.SignalMetadata
+	}
+	return nil
+}
+
+func (x *AgentActivity) GetUser() *Ref {
+	if x != nil {
+		return x.User
+	}
+	return nil
+}
+
+func (x *AgentActivity) GetSourceCommentId() string {
+	if x != nil {
+		return x.SourceCommentId
+	}
+	return ""
+}
+
+func (x *AgentActivity) GetLinearCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LinearCreateTime
+	}
+	return nil
+}
+
+func (x *AgentActivity) GetLinearUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LinearUpdateTime
+	}
+	return nil
+}
+
 // WorkflowState is how far an issue is.
 type WorkflowState struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Type          string                 `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
+	Color         string                 `protobuf:"bytes,4,opt,name=color,proto3" json:"color,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkflowState) Reset() {
 	*x = WorkflowState{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[1]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -363,7 +1587,7 @@ func (x *WorkflowState) String() string {
 func (*WorkflowState) ProtoMessage() {}
 
 func (x *WorkflowState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[1]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -376,7 +1600,7 @@ func (x *WorkflowState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkflowState.ProtoReflect.Descriptor instead.
 func (*WorkflowState) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{1}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WorkflowState) GetId() string {
@@ -400,6 +1624,13 @@ func (x *WorkflowState) GetType() string {
 	return ""
 }
 
+func (x *WorkflowState) GetColor() string {
+	if x != nil {
+		return x.Color
+	}
+	return ""
+}
+
 // Team is a team of a workspace.
 type Team struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -412,7 +1643,7 @@ type Team struct {
 
 func (x *Team) Reset() {
 	*x = Team{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -424,7 +1655,7 @@ func (x *Team) String() string {
 func (*Team) ProtoMessage() {}
 
 func (x *Team) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -437,7 +1668,7 @@ func (x *Team) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Team.ProtoReflect.Descriptor instead.
 func (*Team) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Team) GetId() string {
@@ -463,16 +1694,18 @@ func (x *Team) GetKey() string {
 
 // Ref names something of Linear's.
 type Ref struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// When Linear said the name, in Unix milliseconds: an older report does not bring an earlier name back.
+	NamedMs       int64 `protobuf:"varint,3,opt,name=named_ms,json=namedMs,proto3" json:"named_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Ref) Reset() {
 	*x = Ref{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -484,7 +1717,7 @@ func (x *Ref) String() string {
 func (*Ref) ProtoMessage() {}
 
 func (x *Ref) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -497,7 +1730,7 @@ func (x *Ref) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ref.ProtoReflect.Descriptor instead.
 func (*Ref) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Ref) GetId() string {
@@ -512,6 +1745,321 @@ func (x *Ref) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *Ref) GetNamedMs() int64 {
+	if x != nil {
+		return x.NamedMs
+	}
+	return 0
+}
+
+// IssueEdit is what can be written of an issue, as holdfast.linear.v1.IssueEdit has it.
+type IssueEdit struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Title          string                 `protobuf:"bytes,1,opt,name=title,proto3" json:"title,omitempty"`
+	Description    string                 `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
+	Priority       int32                  `protobuf:"varint,3,opt,name=priority,proto3" json:"priority,omitempty"`
+	Estimate       int32                  `protobuf:"varint,4,opt,name=estimate,proto3" json:"estimate,omitempty"`
+	DueDate        string                 `protobuf:"bytes,5,opt,name=due_date,json=dueDate,proto3" json:"due_date,omitempty"`
+	StateId        string                 `protobuf:"bytes,6,opt,name=state_id,json=stateId,proto3" json:"state_id,omitempty"`
+	TeamId         string                 `protobuf:"bytes,7,opt,name=team_id,json=teamId,proto3" json:"team_id,omitempty"`
+	AssigneeId     string                 `protobuf:"bytes,8,opt,name=assignee_id,json=assigneeId,proto3" json:"assignee_id,omitempty"`
+	DelegateId     string                 `protobuf:"bytes,9,opt,name=delegate_id,json=delegateId,proto3" json:"delegate_id,omitempty"`
+	ProjectId      string                 `protobuf:"bytes,10,opt,name=project_id,json=projectId,proto3" json:"project_id,omitempty"`
+	CycleId        string                 `protobuf:"bytes,11,opt,name=cycle_id,json=cycleId,proto3" json:"cycle_id,omitempty"`
+	ParentId       string                 `protobuf:"bytes,12,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	AddLabelIds    []string               `protobuf:"bytes,13,rep,name=add_label_ids,json=addLabelIds,proto3" json:"add_label_ids,omitempty"`
+	RemoveLabelIds []string               `protobuf:"bytes,14,rep,name=remove_label_ids,json=removeLabelIds,proto3" json:"remove_label_ids,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *IssueEdit) Reset() {
+	*x = IssueEdit{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssueEdit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssueEdit) ProtoMessage() {}
+
+func (x *IssueEdit) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssueEdit.ProtoReflect.Descriptor instead.
+func (*IssueEdit) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *IssueEdit) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *IssueEdit) GetEstimate() int32 {
+	if x != nil {
+		return x.Estimate
+	}
+	return 0
+}
+
+func (x *IssueEdit) GetDueDate() string {
+	if x != nil {
+		return x.DueDate
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetStateId() string {
+	if x != nil {
+		return x.StateId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetTeamId() string {
+	if x != nil {
+		return x.TeamId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetAssigneeId() string {
+	if x != nil {
+		return x.AssigneeId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetDelegateId() string {
+	if x != nil {
+		return x.DelegateId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetProjectId() string {
+	if x != nil {
+		return x.ProjectId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetCycleId() string {
+	if x != nil {
+		return x.CycleId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetParentId() string {
+	if x != nil {
+		return x.ParentId
+	}
+	return ""
+}
+
+func (x *IssueEdit) GetAddLabelIds() []string {
+	if x != nil {
+		return x.AddLabelIds
+	}
+	return nil
+}
+
+func (x *IssueEdit) GetRemoveLabelIds() []string {
+	if x != nil {
+		return x.RemoveLabelIds
+	}
+	return nil
+}
+
+// LocalChange is a change that was asked for here and that Linear has not confirmed.
+type LocalChange struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	ChangeId        string                 `protobuf:"bytes,1,opt,name=change_id,json=changeId,proto3" json:"change_id,omitempty"`
+	Type            LocalChangeType        `protobuf:"varint,2,opt,name=type,proto3,enum=holdfast.store.linear.v1.LocalChangeType" json:"type,omitempty"`
+	Status          LocalChangeStatus      `protobuf:"varint,3,opt,name=status,proto3,enum=holdfast.store.linear.v1.LocalChangeStatus" json:"status,omitempty"`
+	Edit            *IssueEdit             `protobuf:"bytes,4,opt,name=edit,proto3" json:"edit,omitempty"`
+	Fields          []string               `protobuf:"bytes,5,rep,name=fields,proto3" json:"fields,omitempty"`
+	Body            string                 `protobuf:"bytes,6,opt,name=body,proto3" json:"body,omitempty"`
+	ParentCommentId string                 `protobuf:"bytes,7,opt,name=parent_comment_id,json=parentCommentId,proto3" json:"parent_comment_id,omitempty"`
+	EndpointId      string                 `protobuf:"bytes,8,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	Error           string                 `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
+	RequestTime     *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=request_time,json=requestTime,proto3" json:"request_time,omitempty"`
+	NotBefore       *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	AttemptCount    int32                  `protobuf:"varint,12,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
+	AcceptTime      *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=accept_time,json=acceptTime,proto3" json:"accept_time,omitempty"`
+	// Linear's updatedAt of the issue when the change was sent, as it was known; Unix milliseconds.
+	KnownMs int64 `protobuf:"varint,14,opt,name=known_ms,json=knownMs,proto3" json:"known_ms,omitempty"`
+	// Linear's updatedAt of the issue with the change in it; Unix milliseconds.
+	AcceptedMs    int64 `protobuf:"varint,15,opt,name=accepted_ms,json=acceptedMs,proto3" json:"accepted_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocalChange) Reset() {
+	*x = LocalChange{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocalChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocalChange) ProtoMessage() {}
+
+func (x *LocalChange) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocalChange.ProtoReflect.Descriptor instead.
+func (*LocalChange) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *LocalChange) GetChangeId() string {
+	if x != nil {
+		return x.ChangeId
+	}
+	return ""
+}
+
+func (x *LocalChange) GetType() LocalChangeType {
+	if x != nil {
+		return x.Type
+	}
+	return LocalChangeType_LOCAL_CHANGE_TYPE_UNSPECIFIED
+}
+
+func (x *LocalChange) GetStatus() LocalChangeStatus {
+	if x != nil {
+		return x.Status
+	}
+	return LocalChangeStatus_LOCAL_CHANGE_STATUS_UNSPECIFIED
+}
+
+func (x *LocalChange) GetEdit() *IssueEdit {
+	if x != nil {
+		return x.Edit
+	}
+	return nil
+}
+
+func (x *LocalChange) GetFields() []string {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
+
+func (x *LocalChange) GetBody() string {
+	if x != nil {
+		return x.Body
+	}
+	return ""
+}
+
+func (x *LocalChange) GetParentCommentId() string {
+	if x != nil {
+		return x.ParentCommentId
+	}
+	return ""
+}
+
+func (x *LocalChange) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+func (x *LocalChange) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *LocalChange) GetRequestTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RequestTime
+	}
+	return nil
+}
+
+func (x *LocalChange) GetNotBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotBefore
+	}
+	return nil
+}
+
+func (x *LocalChange) GetAttemptCount() int32 {
+	if x != nil {
+		return x.AttemptCount
+	}
+	return 0
+}
+
+func (x *LocalChange) GetAcceptTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AcceptTime
+	}
+	return nil
+}
+
+func (x *LocalChange) GetKnownMs() int64 {
+	if x != nil {
+		return x.KnownMs
+	}
+	return 0
+}
+
+func (x *LocalChange) GetAcceptedMs() int64 {
+	if x != nil {
+		return x.AcceptedMs
+	}
+	return 0
 }
 
 // IssueStamp orders all words on an issue, so that the newest wins in whatever order they come: by time, then
@@ -536,7 +2084,7 @@ type IssueStamp struct {
 
 func (x *IssueStamp) Reset() {
 	*x = IssueStamp{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -548,7 +2096,7 @@ func (x *IssueStamp) String() string {
 func (*IssueStamp) ProtoMessage() {}
 
 func (x *IssueStamp) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[4]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -561,7 +2109,7 @@ func (x *IssueStamp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueStamp.ProtoReflect.Descriptor instead.
 func (*IssueStamp) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *IssueStamp) GetTimeMs() int64 {
@@ -621,7 +2169,7 @@ type IssuePayload struct {
 
 func (x *IssuePayload) Reset() {
 	*x = IssuePayload{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -633,7 +2181,7 @@ func (x *IssuePayload) String() string {
 func (*IssuePayload) ProtoMessage() {}
 
 func (x *IssuePayload) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[5]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -646,7 +2194,7 @@ func (x *IssuePayload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuePayload.ProtoReflect.Descriptor instead.
 func (*IssuePayload) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *IssuePayload) GetPayload() *structpb.Struct {
@@ -698,7 +2246,7 @@ type EndpointState struct {
 
 func (x *EndpointState) Reset() {
 	*x = EndpointState{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -710,7 +2258,7 @@ func (x *EndpointState) String() string {
 func (*EndpointState) ProtoMessage() {}
 
 func (x *EndpointState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[6]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -723,7 +2271,7 @@ func (x *EndpointState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndpointState.ProtoReflect.Descriptor instead.
 func (*EndpointState) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EndpointState) GetLabels() map[string]string {
@@ -788,7 +2336,7 @@ type SealedSecret struct {
 
 func (x *SealedSecret) Reset() {
 	*x = SealedSecret{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -800,7 +2348,7 @@ func (x *SealedSecret) String() string {
 func (*SealedSecret) ProtoMessage() {}
 
 func (x *SealedSecret) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[7]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -813,7 +2361,7 @@ func (x *SealedSecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealedSecret.ProtoReflect.Descriptor instead.
 func (*SealedSecret) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SealedSecret) GetSecretId() string {
@@ -850,7 +2398,7 @@ type DeliveryState struct {
 
 func (x *DeliveryState) Reset() {
 	*x = DeliveryState{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -862,7 +2410,7 @@ func (x *DeliveryState) String() string {
 func (*DeliveryState) ProtoMessage() {}
 
 func (x *DeliveryState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[8]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -875,7 +2423,7 @@ func (x *DeliveryState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeliveryState.ProtoReflect.Descriptor instead.
 func (*DeliveryState) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeliveryState) GetIssueId() string {
@@ -926,15 +2474,19 @@ type SyncState struct {
 	Limited bool `protobuf:"varint,11,opt,name=limited,proto3" json:"limited,omitempty"`
 	// The endpoint's API key and teams at the last run. Another key does not wait for not_before, and a team that is added makes the sync
 	// begin again.
-	KeyId         string   `protobuf:"bytes,12,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	TeamIds       []string `protobuf:"bytes,13,rep,name=team_ids,json=teamIds,proto3" json:"team_ids,omitempty"`
+	KeyId   string   `protobuf:"bytes,12,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	TeamIds []string `protobuf:"bytes,13,rep,name=team_ids,json=teamIds,proto3" json:"team_ids,omitempty"`
+	// Where the lists beside the issues stand.
+	Lists []*SyncList `protobuf:"bytes,14,rep,name=lists,proto3" json:"lists,omitempty"`
+	// When all ids were read last, to find what was deleted.
+	SweepTime     *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=sweep_time,json=sweepTime,proto3" json:"sweep_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SyncState) Reset() {
 	*x = SyncState{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[9]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -946,7 +2498,7 @@ func (x *SyncState) String() string {
 func (*SyncState) ProtoMessage() {}
 
 func (x *SyncState) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[9]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -959,7 +2511,7 @@ func (x *SyncState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncState.ProtoReflect.Descriptor instead.
 func (*SyncState) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SyncState) GetHighWaterTime() *timestamppb.Timestamp {
@@ -1053,6 +2605,108 @@ func (x *SyncState) GetTeamIds() []string {
 	return nil
 }
 
+func (x *SyncState) GetLists() []*SyncList {
+	if x != nil {
+		return x.Lists
+	}
+	return nil
+}
+
+func (x *SyncState) GetSweepTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SweepTime
+	}
+	return nil
+}
+
+// SyncList is where the sync of one list stands: comments or attachments.
+type SyncList struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Everything that was updated up to here has been read.
+	HighWaterTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=high_water_time,json=highWaterTime,proto3" json:"high_water_time,omitempty"`
+	// The pass that is under way; unset: none.
+	Pass *SyncPass `protobuf:"bytes,3,opt,name=pass,proto3" json:"pass,omitempty"`
+	// Why the list was left out last, how often that was so in a row, and until when it is.
+	Error         string                 `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`
+	FailureCount  int32                  `protobuf:"varint,5,opt,name=failure_count,json=failureCount,proto3" json:"failure_count,omitempty"`
+	NotBefore     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SyncList) Reset() {
+	*x = SyncList{}
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SyncList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SyncList) ProtoMessage() {}
+
+func (x *SyncList) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SyncList.ProtoReflect.Descriptor instead.
+func (*SyncList) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *SyncList) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SyncList) GetHighWaterTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.HighWaterTime
+	}
+	return nil
+}
+
+func (x *SyncList) GetPass() *SyncPass {
+	if x != nil {
+		return x.Pass
+	}
+	return nil
+}
+
+func (x *SyncList) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *SyncList) GetFailureCount() int32 {
+	if x != nil {
+		return x.FailureCount
+	}
+	return 0
+}
+
+func (x *SyncList) GetNotBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotBefore
+	}
+	return nil
+}
+
 // SyncPass is one walk through all that changed since the high-water mark.
 type SyncPass struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1074,7 +2728,7 @@ type SyncPass struct {
 
 func (x *SyncPass) Reset() {
 	*x = SyncPass{}
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[10]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1086,7 +2740,7 @@ func (x *SyncPass) String() string {
 func (*SyncPass) ProtoMessage() {}
 
 func (x *SyncPass) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[10]
+	mi := &file_holdfast_store_linear_v1_state_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1099,7 +2753,7 @@ func (x *SyncPass) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncPass.ProtoReflect.Descriptor instead.
 func (*SyncPass) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_holdfast_store_linear_v1_state_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SyncPass) GetSinceTime() *timestamppb.Timestamp {
@@ -1155,10 +2809,10 @@ var File_holdfast_store_linear_v1_state_proto protoreflect.FileDescriptor
 
 const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"$holdfast/store/linear/v1/state.proto\x12\x18holdfast.store.linear.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe8\f\n" +
+	"$holdfast/store/linear/v1/state.proto\x12\x18holdfast.store.linear.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8d\x0e\n" +
 	"\n" +
-	"IssueState\x12H\n" +
-	"\x06labels\x18\x01 \x03(\v20.holdfast.store.linear.v1.IssueState.LabelsEntryR\x06labels\x12\x1e\n" +
+	"IssueState\x127\n" +
+	"\x06labels\x18\x01 \x03(\v2\x1f.holdfast.store.linear.v1.LabelR\x06labels\x12\x1e\n" +
 	"\n" +
 	"identifier\x18\x02 \x01(\tR\n" +
 	"identifier\x121\n" +
@@ -1198,21 +2852,172 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"deliveryId\x12#\n" +
 	"\rrefetch_count\x18\x1f \x01(\x05R\frefetchCount\x12=\n" +
 	"\frefetch_time\x18  \x01(\v2\x1a.google.protobuf.TimestampR\vrefetchTime\x12\x16\n" +
-	"\x06unseen\x18! \x01(\bR\x06unseen\x1a9\n" +
-	"\vLabelsEntry\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"G\n" +
+	"\x06unseen\x18! \x01(\bR\x06unseen\x12;\n" +
+	"\tmilestone\x18\" \x01(\v2\x1d.holdfast.store.linear.v1.RefR\tmilestone\x12\x1f\n" +
+	"\vbranch_name\x18# \x01(\tR\n" +
+	"branchName\x12E\n" +
+	"\trelations\x18$ \x03(\v2'.holdfast.store.linear.v1.IssueRelationR\trelations\x12J\n" +
+	"\rlocal_changes\x18% \x03(\v2%.holdfast.store.linear.v1.LocalChangeR\flocalChanges\"\\\n" +
+	"\x05Label\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05color\x18\x03 \x01(\tR\x05color\x12\x19\n" +
+	"\bnamed_ms\x18\x04 \x01(\x03R\anamedMs\"h\n" +
+	"\rIssueRelation\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x123\n" +
+	"\x05issue\x18\x03 \x01(\v2\x1d.holdfast.store.linear.v1.RefR\x05issue\"\xee\x01\n" +
+	"\vIssueChange\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x125\n" +
+	"\x05actor\x18\x02 \x01(\v2\x1f.holdfast.store.linear.v1.ActorR\x05actor\x12\x16\n" +
+	"\x06action\x18\x03 \x01(\tR\x06action\x12H\n" +
+	"\n" +
+	"properties\x18\x04 \x03(\v2(.holdfast.store.linear.v1.PropertyChangeR\n" +
+	"properties\x12\x16\n" +
+	"\x06source\x18\x05 \x01(\tR\x06source\"?\n" +
+	"\x05Actor\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04type\x18\x03 \x01(\tR\x04type\"\x92\x01\n" +
+	"\x0ePropertyChange\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12*\n" +
+	"\x04from\x18\x02 \x01(\v2\x16.google.protobuf.ValueR\x04from\x12&\n" +
+	"\x02to\x18\x03 \x01(\v2\x16.google.protobuf.ValueR\x02to\x12\x18\n" +
+	"\aomitted\x18\x04 \x01(\bR\aomitted\"\xe0\x05\n" +
+	"\fCommentState\x12\x19\n" +
+	"\bissue_id\x18\x01 \x01(\tR\aissueId\x12\x12\n" +
+	"\x04body\x18\x02 \x01(\tR\x04body\x12\x19\n" +
+	"\bbody_cut\x18\x03 \x01(\bR\abodyCut\x12\x10\n" +
+	"\x03url\x18\x04 \x01(\tR\x03url\x12\x1b\n" +
+	"\tparent_id\x18\x05 \x01(\tR\bparentId\x121\n" +
+	"\x04user\x18\x06 \x01(\v2\x1d.holdfast.store.linear.v1.RefR\x04user\x12B\n" +
+	"\rexternal_user\x18\a \x01(\v2\x1d.holdfast.store.linear.v1.RefR\fexternalUser\x12\x10\n" +
+	"\x03bot\x18\b \x01(\tR\x03bot\x12\x1f\n" +
+	"\vquoted_text\x18\t \x01(\tR\n" +
+	"quotedText\x12(\n" +
+	"\x10agent_session_id\x18\n" +
+	" \x01(\tR\x0eagentSessionId\x127\n" +
+	"\tedit_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\beditTime\x12=\n" +
+	"\fresolve_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\vresolveTime\x12H\n" +
+	"\x12linear_create_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x10linearCreateTime\x12H\n" +
+	"\x12linear_update_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x10linearUpdateTime\x12;\n" +
+	"\vremove_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"removeTime\x12:\n" +
+	"\x05stamp\x18\x10 \x01(\v2$.holdfast.store.linear.v1.IssueStampR\x05stamp\"\x8c\x04\n" +
+	"\x0fAttachmentState\x12\x19\n" +
+	"\bissue_id\x18\x01 \x01(\tR\aissueId\x12\x14\n" +
+	"\x05title\x18\x02 \x01(\tR\x05title\x12\x1a\n" +
+	"\bsubtitle\x18\x03 \x01(\tR\bsubtitle\x12\x10\n" +
+	"\x03url\x18\x04 \x01(\tR\x03url\x12\x1f\n" +
+	"\vsource_type\x18\x05 \x01(\tR\n" +
+	"sourceType\x123\n" +
+	"\bmetadata\x18\x06 \x01(\v2\x17.google.protobuf.StructR\bmetadata\x127\n" +
+	"\acreator\x18\a \x01(\v2\x1d.holdfast.store.linear.v1.RefR\acreator\x12H\n" +
+	"\x12linear_create_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x10linearCreateTime\x12H\n" +
+	"\x12linear_update_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x10linearUpdateTime\x12;\n" +
+	"\vremove_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"removeTime\x12:\n" +
+	"\x05stamp\x18\v \x01(\v2$.holdfast.store.linear.v1.IssueStampR\x05stamp\"\xa5\a\n" +
+	"\x11AgentSessionState\x12\x19\n" +
+	"\bissue_id\x18\x01 \x01(\tR\aissueId\x12\x16\n" +
+	"\x06status\x18\x02 \x01(\tR\x06status\x127\n" +
+	"\acreator\x18\x03 \x01(\v2\x1d.holdfast.store.linear.v1.RefR\acreator\x12\x1e\n" +
+	"\vapp_user_id\x18\x04 \x01(\tR\tappUserId\x12\x1d\n" +
+	"\n" +
+	"comment_id\x18\x05 \x01(\tR\tcommentId\x12*\n" +
+	"\x11source_comment_id\x18\x06 \x01(\tR\x0fsourceCommentId\x12\x10\n" +
+	"\x03url\x18\a \x01(\tR\x03url\x12\x18\n" +
+	"\asummary\x18\b \x01(\tR\asummary\x12*\n" +
+	"\x04plan\x18\t \x01(\v2\x16.google.protobuf.ValueR\x04plan\x12M\n" +
+	"\x0eexternal_links\x18\n" +
+	" \x03(\v2&.holdfast.store.linear.v1.ExternalLinkR\rexternalLinks\x12%\n" +
+	"\x0eprompt_context\x18\v \x01(\tR\rpromptContext\x12,\n" +
+	"\x12prompt_context_cut\x18\f \x01(\bR\x10promptContextCut\x12>\n" +
+	"\bguidance\x18\r \x03(\v2\".holdfast.store.linear.v1.GuidanceR\bguidance\x129\n" +
+	"\n" +
+	"start_time\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x125\n" +
+	"\bend_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12H\n" +
+	"\x12linear_create_time\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\x10linearCreateTime\x12H\n" +
+	"\x12linear_update_time\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\x10linearUpdateTime\x12;\n" +
+	"\vremove_time\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"removeTime\x12:\n" +
+	"\x05stamp\x18\x13 \x01(\v2$.holdfast.store.linear.v1.IssueStampR\x05stamp\"6\n" +
+	"\fExternalLink\x12\x14\n" +
+	"\x05label\x18\x01 \x01(\tR\x05label\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\"6\n" +
+	"\bGuidance\x12\x12\n" +
+	"\x04body\x18\x01 \x01(\tR\x04body\x12\x16\n" +
+	"\x06origin\x18\x02 \x01(\tR\x06origin\"\x91\x04\n" +
+	"\rAgentActivity\x12\x1f\n" +
+	"\vactivity_id\x18\x01 \x01(\tR\n" +
+	"activityId\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x12\n" +
+	"\x04body\x18\x03 \x01(\tR\x04body\x12\x16\n" +
+	"\x06action\x18\x04 \x01(\tR\x06action\x12\x1c\n" +
+	"\tparameter\x18\x05 \x01(\tR\tparameter\x12\x16\n" +
+	"\x06result\x18\x06 \x01(\tR\x06result\x12\x1c\n" +
+	"\tephemeral\x18\a \x01(\bR\tephemeral\x12\x16\n" +
+	"\x06signal\x18\b \x01(\tR\x06signal\x12@\n" +
+	"\x0fsignal_metadata\x18\t \x01(\v2\x17.google.protobuf.StructR\x0esignalMetadata\x121\n" +
+	"\x04user\x18\n" +
+	" \x01(\v2\x1d.holdfast.store.linear.v1.RefR\x04user\x12*\n" +
+	"\x11source_comment_id\x18\v \x01(\tR\x0fsourceCommentId\x12H\n" +
+	"\x12linear_create_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x10linearCreateTime\x12H\n" +
+	"\x12linear_update_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x10linearUpdateTime\"]\n" +
 	"\rWorkflowState\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
-	"\x04type\x18\x03 \x01(\tR\x04type\"<\n" +
+	"\x04type\x18\x03 \x01(\tR\x04type\x12\x14\n" +
+	"\x05color\x18\x04 \x01(\tR\x05color\"<\n" +
 	"\x04Team\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
-	"\x03key\x18\x03 \x01(\tR\x03key\")\n" +
+	"\x03key\x18\x03 \x01(\tR\x03key\"D\n" +
 	"\x03Ref\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\"\x9a\x01\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x19\n" +
+	"\bnamed_ms\x18\x03 \x01(\x03R\anamedMs\"\xb1\x03\n" +
+	"\tIssueEdit\x12\x14\n" +
+	"\x05title\x18\x01 \x01(\tR\x05title\x12 \n" +
+	"\vdescription\x18\x02 \x01(\tR\vdescription\x12\x1a\n" +
+	"\bpriority\x18\x03 \x01(\x05R\bpriority\x12\x1a\n" +
+	"\bestimate\x18\x04 \x01(\x05R\bestimate\x12\x19\n" +
+	"\bdue_date\x18\x05 \x01(\tR\adueDate\x12\x19\n" +
+	"\bstate_id\x18\x06 \x01(\tR\astateId\x12\x17\n" +
+	"\ateam_id\x18\a \x01(\tR\x06teamId\x12\x1f\n" +
+	"\vassignee_id\x18\b \x01(\tR\n" +
+	"assigneeId\x12\x1f\n" +
+	"\vdelegate_id\x18\t \x01(\tR\n" +
+	"delegateId\x12\x1d\n" +
+	"\n" +
+	"project_id\x18\n" +
+	" \x01(\tR\tprojectId\x12\x19\n" +
+	"\bcycle_id\x18\v \x01(\tR\acycleId\x12\x1b\n" +
+	"\tparent_id\x18\f \x01(\tR\bparentId\x12\"\n" +
+	"\radd_label_ids\x18\r \x03(\tR\vaddLabelIds\x12(\n" +
+	"\x10remove_label_ids\x18\x0e \x03(\tR\x0eremoveLabelIds\"\x8e\x05\n" +
+	"\vLocalChange\x12\x1b\n" +
+	"\tchange_id\x18\x01 \x01(\tR\bchangeId\x12=\n" +
+	"\x04type\x18\x02 \x01(\x0e2).holdfast.store.linear.v1.LocalChangeTypeR\x04type\x12C\n" +
+	"\x06status\x18\x03 \x01(\x0e2+.holdfast.store.linear.v1.LocalChangeStatusR\x06status\x127\n" +
+	"\x04edit\x18\x04 \x01(\v2#.holdfast.store.linear.v1.IssueEditR\x04edit\x12\x16\n" +
+	"\x06fields\x18\x05 \x03(\tR\x06fields\x12\x12\n" +
+	"\x04body\x18\x06 \x01(\tR\x04body\x12*\n" +
+	"\x11parent_comment_id\x18\a \x01(\tR\x0fparentCommentId\x12\x1f\n" +
+	"\vendpoint_id\x18\b \x01(\tR\n" +
+	"endpointId\x12\x14\n" +
+	"\x05error\x18\t \x01(\tR\x05error\x12=\n" +
+	"\frequest_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\vrequestTime\x129\n" +
+	"\n" +
+	"not_before\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x12#\n" +
+	"\rattempt_count\x18\f \x01(\x05R\fattemptCount\x12;\n" +
+	"\vaccept_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"acceptTime\x12\x19\n" +
+	"\bknown_ms\x18\x0e \x01(\x03R\aknownMs\x12\x1f\n" +
+	"\vaccepted_ms\x18\x0f \x01(\x03R\n" +
+	"acceptedMs\"\x9a\x01\n" +
 	"\n" +
 	"IssueStamp\x12\x17\n" +
 	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs\x12\x12\n" +
@@ -1245,7 +3050,7 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"\rDeliveryState\x12\x19\n" +
 	"\bissue_id\x18\x01 \x01(\tR\aissueId\x12\x16\n" +
 	"\x06action\x18\x02 \x01(\tR\x06action\x12\x18\n" +
-	"\aoutcome\x18\x03 \x01(\tR\aoutcome\"\xb3\x04\n" +
+	"\aoutcome\x18\x03 \x01(\tR\aoutcome\"\xa8\x05\n" +
 	"\tSyncState\x12B\n" +
 	"\x0fhigh_water_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\rhighWaterTime\x126\n" +
 	"\x04pass\x18\x02 \x01(\v2\".holdfast.store.linear.v1.SyncPassR\x04pass\x12?\n" +
@@ -1263,7 +3068,18 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\frunUntilTime\x12\x18\n" +
 	"\alimited\x18\v \x01(\bR\alimited\x12\x15\n" +
 	"\x06key_id\x18\f \x01(\tR\x05keyId\x12\x19\n" +
-	"\bteam_ids\x18\r \x03(\tR\ateamIds\"\xb1\x02\n" +
+	"\bteam_ids\x18\r \x03(\tR\ateamIds\x128\n" +
+	"\x05lists\x18\x0e \x03(\v2\".holdfast.store.linear.v1.SyncListR\x05lists\x129\n" +
+	"\n" +
+	"sweep_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\tsweepTime\"\x90\x02\n" +
+	"\bSyncList\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12B\n" +
+	"\x0fhigh_water_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\rhighWaterTime\x126\n" +
+	"\x04pass\x18\x03 \x01(\v2\".holdfast.store.linear.v1.SyncPassR\x04pass\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\x12#\n" +
+	"\rfailure_count\x18\x05 \x01(\x05R\ffailureCount\x129\n" +
+	"\n" +
+	"not_before\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\"\xb1\x02\n" +
 	"\bSyncPass\x129\n" +
 	"\n" +
 	"since_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\tsinceTime\x12\x16\n" +
@@ -1276,7 +3092,18 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"page_count\x18\x05 \x01(\x05R\tpageCount\x12\x1d\n" +
 	"\n" +
 	"met_cursor\x18\x06 \x01(\tR\tmetCursor\x12\x1c\n" +
-	"\trestarted\x18\a \x01(\bR\trestartedB\xdd\x01\n" +
+	"\trestarted\x18\a \x01(\bR\trestarted*\x8f\x01\n" +
+	"\x0fLocalChangeType\x12!\n" +
+	"\x1dLOCAL_CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n" +
+	"\x18LOCAL_CHANGE_TYPE_CREATE\x10\x01\x12\x1c\n" +
+	"\x18LOCAL_CHANGE_TYPE_UPDATE\x10\x02\x12\x1d\n" +
+	"\x19LOCAL_CHANGE_TYPE_COMMENT\x10\x03*\xbd\x01\n" +
+	"\x11LocalChangeStatus\x12#\n" +
+	"\x1fLOCAL_CHANGE_STATUS_UNSPECIFIED\x10\x00\x12\x1f\n" +
+	"\x1bLOCAL_CHANGE_STATUS_PENDING\x10\x01\x12\x1f\n" +
+	"\x1bLOCAL_CHANGE_STATUS_SENDING\x10\x02\x12 \n" +
+	"\x1cLOCAL_CHANGE_STATUS_ACCEPTED\x10\x03\x12\x1f\n" +
+	"\x1bLOCAL_CHANGE_STATUS_REFUSED\x10\x04B\xdd\x01\n" +
 	"\x1ccom.holdfast.store.linear.v1B\n" +
 	"StateProtoP\x01Z.holdfast/gen/holdfast/store/linear/v1;linearv1\xa2\x02\x03HSL\xaa\x02\x18Holdfast.Store.Linear.V1\xca\x02\x18Holdfast\\Store\\Linear\\V1\xe2\x02$Holdfast\\Store\\Linear\\V1\\GPBMetadata\xea\x02\x1bHoldfast::Store::Linear::V1b\x06proto3"
 
@@ -1292,64 +3119,129 @@ func file_holdfast_store_linear_v1_state_proto_rawDescGZIP() []byte {
 	return file_holdfast_store_linear_v1_state_proto_rawDescData
 }
 
-var file_holdfast_store_linear_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_holdfast_store_linear_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_holdfast_store_linear_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_holdfast_store_linear_v1_state_proto_goTypes = []any{
-	(*IssueState)(nil),            // 0: holdfast.store.linear.v1.IssueState
-	(*WorkflowState)(nil),         // 1: holdfast.store.linear.v1.WorkflowState
-	(*Team)(nil),                  // 2: holdfast.store.linear.v1.Team
-	(*Ref)(nil),                   // 3: holdfast.store.linear.v1.Ref
-	(*IssueStamp)(nil),            // 4: holdfast.store.linear.v1.IssueStamp
-	(*IssuePayload)(nil),          // 5: holdfast.store.linear.v1.IssuePayload
-	(*EndpointState)(nil),         // 6: holdfast.store.linear.v1.EndpointState
-	(*SealedSecret)(nil),          // 7: holdfast.store.linear.v1.SealedSecret
-	(*DeliveryState)(nil),         // 8: holdfast.store.linear.v1.DeliveryState
-	(*SyncState)(nil),             // 9: holdfast.store.linear.v1.SyncState
-	(*SyncPass)(nil),              // 10: holdfast.store.linear.v1.SyncPass
-	nil,                           // 11: holdfast.store.linear.v1.IssueState.LabelsEntry
-	nil,                           // 12: holdfast.store.linear.v1.EndpointState.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 14: google.protobuf.Struct
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	(LocalChangeType)(0),          // 0: holdfast.store.linear.v1.LocalChangeType
+	(LocalChangeStatus)(0),        // 1: holdfast.store.linear.v1.LocalChangeStatus
+	(*IssueState)(nil),            // 2: holdfast.store.linear.v1.IssueState
+	(*Label)(nil),                 // 3: holdfast.store.linear.v1.Label
+	(*IssueRelation)(nil),         // 4: holdfast.store.linear.v1.IssueRelation
+	(*IssueChange)(nil),           // 5: holdfast.store.linear.v1.IssueChange
+	(*Actor)(nil),                 // 6: holdfast.store.linear.v1.Actor
+	(*PropertyChange)(nil),        // 7: holdfast.store.linear.v1.PropertyChange
+	(*CommentState)(nil),          // 8: holdfast.store.linear.v1.CommentState
+	(*AttachmentState)(nil),       // 9: holdfast.store.linear.v1.AttachmentState
+	(*AgentSessionState)(nil),     // 10: holdfast.store.linear.v1.AgentSessionState
+	(*ExternalLink)(nil),          // 11: holdfast.store.linear.v1.ExternalLink
+	(*Guidance)(nil),              // 12: holdfast.store.linear.v1.Guidance
+	(*AgentActivity)(nil),         // 13: holdfast.store.linear.v1.AgentActivity
+	(*WorkflowState)(nil),         // 14: holdfast.store.linear.v1.WorkflowState
+	(*Team)(nil),                  // 15: holdfast.store.linear.v1.Team
+	(*Ref)(nil),                   // 16: holdfast.store.linear.v1.Ref
+	(*IssueEdit)(nil),             // 17: holdfast.store.linear.v1.IssueEdit
+	(*LocalChange)(nil),           // 18: holdfast.store.linear.v1.LocalChange
+	(*IssueStamp)(nil),            // 19: holdfast.store.linear.v1.IssueStamp
+	(*IssuePayload)(nil),          // 20: holdfast.store.linear.v1.IssuePayload
+	(*EndpointState)(nil),         // 21: holdfast.store.linear.v1.EndpointState
+	(*SealedSecret)(nil),          // 22: holdfast.store.linear.v1.SealedSecret
+	(*DeliveryState)(nil),         // 23: holdfast.store.linear.v1.DeliveryState
+	(*SyncState)(nil),             // 24: holdfast.store.linear.v1.SyncState
+	(*SyncList)(nil),              // 25: holdfast.store.linear.v1.SyncList
+	(*SyncPass)(nil),              // 26: holdfast.store.linear.v1.SyncPass
+	nil,                           // 27: holdfast.store.linear.v1.EndpointState.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(*structpb.Value)(nil),        // 29: google.protobuf.Value
+	(*structpb.Struct)(nil),       // 30: google.protobuf.Struct
+	(*durationpb.Duration)(nil),   // 31: google.protobuf.Duration
 }
 var file_holdfast_store_linear_v1_state_proto_depIdxs = []int32{
-	11, // 0: holdfast.store.linear.v1.IssueState.labels:type_name -> holdfast.store.linear.v1.IssueState.LabelsEntry
-	1,  // 1: holdfast.store.linear.v1.IssueState.state:type_name -> holdfast.store.linear.v1.WorkflowState
-	2,  // 2: holdfast.store.linear.v1.IssueState.team:type_name -> holdfast.store.linear.v1.Team
-	3,  // 3: holdfast.store.linear.v1.IssueState.assignee:type_name -> holdfast.store.linear.v1.Ref
-	3,  // 4: holdfast.store.linear.v1.IssueState.delegate:type_name -> holdfast.store.linear.v1.Ref
-	3,  // 5: holdfast.store.linear.v1.IssueState.creator:type_name -> holdfast.store.linear.v1.Ref
-	3,  // 6: holdfast.store.linear.v1.IssueState.project:type_name -> holdfast.store.linear.v1.Ref
-	3,  // 7: holdfast.store.linear.v1.IssueState.cycle:type_name -> holdfast.store.linear.v1.Ref
-	3,  // 8: holdfast.store.linear.v1.IssueState.parent:type_name -> holdfast.store.linear.v1.Ref
-	13, // 9: holdfast.store.linear.v1.IssueState.linear_create_time:type_name -> google.protobuf.Timestamp
-	13, // 10: holdfast.store.linear.v1.IssueState.linear_update_time:type_name -> google.protobuf.Timestamp
-	13, // 11: holdfast.store.linear.v1.IssueState.start_time:type_name -> google.protobuf.Timestamp
-	13, // 12: holdfast.store.linear.v1.IssueState.complete_time:type_name -> google.protobuf.Timestamp
-	13, // 13: holdfast.store.linear.v1.IssueState.cancel_time:type_name -> google.protobuf.Timestamp
-	13, // 14: holdfast.store.linear.v1.IssueState.archive_time:type_name -> google.protobuf.Timestamp
-	13, // 15: holdfast.store.linear.v1.IssueState.remove_time:type_name -> google.protobuf.Timestamp
-	4,  // 16: holdfast.store.linear.v1.IssueState.stamp:type_name -> holdfast.store.linear.v1.IssueStamp
-	13, // 17: holdfast.store.linear.v1.IssueState.refetch_time:type_name -> google.protobuf.Timestamp
-	14, // 18: holdfast.store.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
-	13, // 19: holdfast.store.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
-	12, // 20: holdfast.store.linear.v1.EndpointState.labels:type_name -> holdfast.store.linear.v1.EndpointState.LabelsEntry
-	7,  // 21: holdfast.store.linear.v1.EndpointState.secrets:type_name -> holdfast.store.linear.v1.SealedSecret
-	7,  // 22: holdfast.store.linear.v1.EndpointState.api_key:type_name -> holdfast.store.linear.v1.SealedSecret
-	15, // 23: holdfast.store.linear.v1.EndpointState.replay_window:type_name -> google.protobuf.Duration
-	13, // 24: holdfast.store.linear.v1.SealedSecret.create_time:type_name -> google.protobuf.Timestamp
-	13, // 25: holdfast.store.linear.v1.SyncState.high_water_time:type_name -> google.protobuf.Timestamp
-	10, // 26: holdfast.store.linear.v1.SyncState.pass:type_name -> holdfast.store.linear.v1.SyncPass
-	13, // 27: holdfast.store.linear.v1.SyncState.complete_time:type_name -> google.protobuf.Timestamp
-	13, // 28: holdfast.store.linear.v1.SyncState.not_before:type_name -> google.protobuf.Timestamp
-	13, // 29: holdfast.store.linear.v1.SyncState.run_until_time:type_name -> google.protobuf.Timestamp
-	13, // 30: holdfast.store.linear.v1.SyncPass.since_time:type_name -> google.protobuf.Timestamp
-	13, // 31: holdfast.store.linear.v1.SyncPass.start_time:type_name -> google.protobuf.Timestamp
-	13, // 32: holdfast.store.linear.v1.SyncPass.newest_time:type_name -> google.protobuf.Timestamp
-	33, // [33:33] is the sub-list for method output_type
-	33, // [33:33] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	3,  // 0: holdfast.store.linear.v1.IssueState.labels:type_name -> holdfast.store.linear.v1.Label
+	14, // 1: holdfast.store.linear.v1.IssueState.state:type_name -> holdfast.store.linear.v1.WorkflowState
+	15, // 2: holdfast.store.linear.v1.IssueState.team:type_name -> holdfast.store.linear.v1.Team
+	16, // 3: holdfast.store.linear.v1.IssueState.assignee:type_name -> holdfast.store.linear.v1.Ref
+	16, // 4: holdfast.store.linear.v1.IssueState.delegate:type_name -> holdfast.store.linear.v1.Ref
+	16, // 5: holdfast.store.linear.v1.IssueState.creator:type_name -> holdfast.store.linear.v1.Ref
+	16, // 6: holdfast.store.linear.v1.IssueState.project:type_name -> holdfast.store.linear.v1.Ref
+	16, // 7: holdfast.store.linear.v1.IssueState.cycle:type_name -> holdfast.store.linear.v1.Ref
+	16, // 8: holdfast.store.linear.v1.IssueState.parent:type_name -> holdfast.store.linear.v1.Ref
+	28, // 9: holdfast.store.linear.v1.IssueState.linear_create_time:type_name -> google.protobuf.Timestamp
+	28, // 10: holdfast.store.linear.v1.IssueState.linear_update_time:type_name -> google.protobuf.Timestamp
+	28, // 11: holdfast.store.linear.v1.IssueState.start_time:type_name -> google.protobuf.Timestamp
+	28, // 12: holdfast.store.linear.v1.IssueState.complete_time:type_name -> google.protobuf.Timestamp
+	28, // 13: holdfast.store.linear.v1.IssueState.cancel_time:type_name -> google.protobuf.Timestamp
+	28, // 14: holdfast.store.linear.v1.IssueState.archive_time:type_name -> google.protobuf.Timestamp
+	28, // 15: holdfast.store.linear.v1.IssueState.remove_time:type_name -> google.protobuf.Timestamp
+	19, // 16: holdfast.store.linear.v1.IssueState.stamp:type_name -> holdfast.store.linear.v1.IssueStamp
+	28, // 17: holdfast.store.linear.v1.IssueState.refetch_time:type_name -> google.protobuf.Timestamp
+	16, // 18: holdfast.store.linear.v1.IssueState.milestone:type_name -> holdfast.store.linear.v1.Ref
+	4,  // 19: holdfast.store.linear.v1.IssueState.relations:type_name -> holdfast.store.linear.v1.IssueRelation
+	18, // 20: holdfast.store.linear.v1.IssueState.local_changes:type_name -> holdfast.store.linear.v1.LocalChange
+	16, // 21: holdfast.store.linear.v1.IssueRelation.issue:type_name -> holdfast.store.linear.v1.Ref
+	28, // 22: holdfast.store.linear.v1.IssueChange.time:type_name -> google.protobuf.Timestamp
+	6,  // 23: holdfast.store.linear.v1.IssueChange.actor:type_name -> holdfast.store.linear.v1.Actor
+	7,  // 24: holdfast.store.linear.v1.IssueChange.properties:type_name -> holdfast.store.linear.v1.PropertyChange
+	29, // 25: holdfast.store.linear.v1.PropertyChange.from:type_name -> google.protobuf.Value
+	29, // 26: holdfast.store.linear.v1.PropertyChange.to:type_name -> google.protobuf.Value
+	16, // 27: holdfast.store.linear.v1.CommentState.user:type_name -> holdfast.store.linear.v1.Ref
+	16, // 28: holdfast.store.linear.v1.CommentState.external_user:type_name -> holdfast.store.linear.v1.Ref
+	28, // 29: holdfast.store.linear.v1.CommentState.edit_time:type_name -> google.protobuf.Timestamp
+	28, // 30: holdfast.store.linear.v1.CommentState.resolve_time:type_name -> google.protobuf.Timestamp
+	28, // 31: holdfast.store.linear.v1.CommentState.linear_create_time:type_name -> google.protobuf.Timestamp
+	28, // 32: holdfast.store.linear.v1.CommentState.linear_update_time:type_name -> google.protobuf.Timestamp
+	28, // 33: holdfast.store.linear.v1.CommentState.remove_time:type_name -> google.protobuf.Timestamp
+	19, // 34: holdfast.store.linear.v1.CommentState.stamp:type_name -> holdfast.store.linear.v1.IssueStamp
+	30, // 35: holdfast.store.linear.v1.AttachmentState.metadata:type_name -> google.protobuf.Struct
+	16, // 36: holdfast.store.linear.v1.AttachmentState.creator:type_name -> holdfast.store.linear.v1.Ref
+	28, // 37: holdfast.store.linear.v1.AttachmentState.linear_create_time:type_name -> google.protobuf.Timestamp
+	28, // 38: holdfast.store.linear.v1.AttachmentState.linear_update_time:type_name -> google.protobuf.Timestamp
+	28, // 39: holdfast.store.linear.v1.AttachmentState.remove_time:type_name -> google.protobuf.Timestamp
+	19, // 40: holdfast.store.linear.v1.AttachmentState.stamp:type_name -> holdfast.store.linear.v1.IssueStamp
+	16, // 41: holdfast.store.linear.v1.AgentSessionState.creator:type_name -> holdfast.store.linear.v1.Ref
+	29, // 42: holdfast.store.linear.v1.AgentSessionState.plan:type_name -> google.protobuf.Value
+	11, // 43: holdfast.store.linear.v1.AgentSessionState.external_links:type_name -> holdfast.store.linear.v1.ExternalLink
+	12, // 44: holdfast.store.linear.v1.AgentSessionState.guidance:type_name -> holdfast.store.linear.v1.Guidance
+	28, // 45: holdfast.store.linear.v1.AgentSessionState.start_time:type_name -> google.protobuf.Timestamp
+	28, // 46: holdfast.store.linear.v1.AgentSessionState.end_time:type_name -> google.protobuf.Timestamp
+	28, // 47: holdfast.store.linear.v1.AgentSessionState.linear_create_time:type_name -> google.protobuf.Timestamp
+	28, // 48: holdfast.store.linear.v1.AgentSessionState.linear_update_time:type_name -> google.protobuf.Timestamp
+	28, // 49: holdfast.store.linear.v1.AgentSessionState.remove_time:type_name -> google.protobuf.Timestamp
+	19, // 50: holdfast.store.linear.v1.AgentSessionState.stamp:type_name -> holdfast.store.linear.v1.IssueStamp
+	30, // 51: holdfast.store.linear.v1.AgentActivity.signal_metadata:type_name -> google.protobuf.Struct
+	16, // 52: holdfast.store.linear.v1.AgentActivity.user:type_name -> holdfast.store.linear.v1.Ref
+	28, // 53: holdfast.store.linear.v1.AgentActivity.linear_create_time:type_name -> google.protobuf.Timestamp
+	28, // 54: holdfast.store.linear.v1.AgentActivity.linear_update_time:type_name -> google.protobuf.Timestamp
+	0,  // 55: holdfast.store.linear.v1.LocalChange.type:type_name -> holdfast.store.linear.v1.LocalChangeType
+	1,  // 56: holdfast.store.linear.v1.LocalChange.status:type_name -> holdfast.store.linear.v1.LocalChangeStatus
+	17, // 57: holdfast.store.linear.v1.LocalChange.edit:type_name -> holdfast.store.linear.v1.IssueEdit
+	28, // 58: holdfast.store.linear.v1.LocalChange.request_time:type_name -> google.protobuf.Timestamp
+	28, // 59: holdfast.store.linear.v1.LocalChange.not_before:type_name -> google.protobuf.Timestamp
+	28, // 60: holdfast.store.linear.v1.LocalChange.accept_time:type_name -> google.protobuf.Timestamp
+	30, // 61: holdfast.store.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
+	28, // 62: holdfast.store.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
+	27, // 63: holdfast.store.linear.v1.EndpointState.labels:type_name -> holdfast.store.linear.v1.EndpointState.LabelsEntry
+	22, // 64: holdfast.store.linear.v1.EndpointState.secrets:type_name -> holdfast.store.linear.v1.SealedSecret
+	22, // 65: holdfast.store.linear.v1.EndpointState.api_key:type_name -> holdfast.store.linear.v1.SealedSecret
+	31, // 66: holdfast.store.linear.v1.EndpointState.replay_window:type_name -> google.protobuf.Duration
+	28, // 67: holdfast.store.linear.v1.SealedSecret.create_time:type_name -> google.protobuf.Timestamp
+	28, // 68: holdfast.store.linear.v1.SyncState.high_water_time:type_name -> google.protobuf.Timestamp
+	26, // 69: holdfast.store.linear.v1.SyncState.pass:type_name -> holdfast.store.linear.v1.SyncPass
+	28, // 70: holdfast.store.linear.v1.SyncState.complete_time:type_name -> google.protobuf.Timestamp
+	28, // 71: holdfast.store.linear.v1.SyncState.not_before:type_name -> google.protobuf.Timestamp
+	28, // 72: holdfast.store.linear.v1.SyncState.run_until_time:type_name -> google.protobuf.Timestamp
+	25, // 73: holdfast.store.linear.v1.SyncState.lists:type_name -> holdfast.store.linear.v1.SyncList
+	28, // 74: holdfast.store.linear.v1.SyncState.sweep_time:type_name -> google.protobuf.Timestamp
+	28, // 75: holdfast.store.linear.v1.SyncList.high_water_time:type_name -> google.protobuf.Timestamp
+	26, // 76: holdfast.store.linear.v1.SyncList.pass:type_name -> holdfast.store.linear.v1.SyncPass
+	28, // 77: holdfast.store.linear.v1.SyncList.not_before:type_name -> google.protobuf.Timestamp
+	28, // 78: holdfast.store.linear.v1.SyncPass.since_time:type_name -> google.protobuf.Timestamp
+	28, // 79: holdfast.store.linear.v1.SyncPass.start_time:type_name -> google.protobuf.Timestamp
+	28, // 80: holdfast.store.linear.v1.SyncPass.newest_time:type_name -> google.protobuf.Timestamp
+	81, // [81:81] is the sub-list for method output_type
+	81, // [81:81] is the sub-list for method input_type
+	81, // [81:81] is the sub-list for extension type_name
+	81, // [81:81] is the sub-list for extension extendee
+	0,  // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_store_linear_v1_state_proto_init() }
@@ -1362,13 +3254,14 @@ func file_holdfast_store_linear_v1_state_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_store_linear_v1_state_proto_rawDesc), len(file_holdfast_store_linear_v1_state_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   13,
+			NumEnums:      2,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_holdfast_store_linear_v1_state_proto_goTypes,
 		DependencyIndexes: file_holdfast_store_linear_v1_state_proto_depIdxs,
+		EnumInfos:         file_holdfast_store_linear_v1_state_proto_enumTypes,
 		MessageInfos:      file_holdfast_store_linear_v1_state_proto_msgTypes,
 	}.Build()
 	File_holdfast_store_linear_v1_state_proto = out.File

@@ -41,12 +41,50 @@ export interface LinearService {
   deleteEndpoint(request: DeleteEndpointRequest, options?: CallOptions): Promise<DeleteEndpointResponse>;
 
   /**
-   * ListIssues lists issues, newest activity first, or those of issue_ids in their order. Removed ones are left out, unless
+   * ListIssues lists issues, in the order that is asked for, or those of issue_ids in their order. Removed ones are left out, unless
    * issue_ids names them. A page may have fewer issues than page_size, even none, and a next_page_token all the same.
    *
-   *     {"filter": {"teamIds": ["t1"], "open": true}}
+   *     {"filter": {"teamIds": ["t1"], "open": true}, "order": "ISSUE_ORDER_PRIORITY"}
    */
   listIssues(request: ListIssuesRequest, options?: CallOptions): Promise<ListIssuesResponse>;
+
+  /**
+   * ListComments lists the comments on an issue, in the order in which they were written. Removed ones are left out, and there are none of an
+   * issue that was removed.
+   *
+   *     {"filter": {"issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d"}, "newestFirst": true}
+   */
+  listComments(request: ListCommentsRequest, options?: CallOptions): Promise<ListCommentsResponse>;
+
+  /**
+   * ListAttachments lists the links of an issue, such as to pull requests, in the order in which they were made.
+   *
+   *     {"issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d"}
+   */
+  listAttachments(request: ListAttachmentsRequest, options?: CallOptions): Promise<ListAttachmentsResponse>;
+
+  /**
+   * ListIssueHistory lists what changed of an issue, and who changed it, newest first, as far as webhooks and the sync have told.
+   * There is none of an issue that is not known.
+   *
+   *     {"issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d"}
+   */
+  listIssueHistory(request: ListIssueHistoryRequest, options?: CallOptions): Promise<ListIssueHistoryResponse>;
+
+  /**
+   * ListAgentSessions lists the sessions of agents, newest activity first.
+   *
+   *     {"filter": {"statuses": ["pending", "active"]}}
+   */
+  listAgentSessions(request: ListAgentSessionsRequest, options?: CallOptions): Promise<ListAgentSessionsResponse>;
+
+  /**
+   * ListAgentActivities lists what people and the agent said and did in a session, oldest first. There is nothing of a session that is not
+   * known.
+   *
+   *     {"agentSessionId": "6a0ff4f4-4d4c-4f4f-b8c4-9f3a1a0e3f10"}
+   */
+  listAgentActivities(request: ListAgentActivitiesRequest, options?: CallOptions): Promise<ListAgentActivitiesResponse>;
 
   /**
    * PutIssues stores issues as Linear's API returned them: an object with `id`, `updatedAt` and, the first time, `title`, in
@@ -60,6 +98,216 @@ export interface LinearService {
    *      "state": {"id": "s1", "name": "Todo", "type": "unstarted"}, "team": {"id": "t1", "key": "ENG"}}]}
    */
   putIssues(request: PutIssuesRequest, options?: CallOptions): Promise<PutIssuesResponse>;
+
+  /**
+   * CreateIssue has an issue made in Linear. It answers at once: the issue is there, with the change among its local_changes, and is sent
+   * with the API key of the endpoint as soon as Linear's limits let it. It happens once, also where a server dies on the way: the id that it
+   * is made with is the server's. What Linear refuses is REFUSED, with the reason, and the issue is removed again; ask for it by its id.
+   *
+   *     {"requestId": "n-1", "edit": {"teamId": "t1", "title": "Logout fails", "priority": 2}}
+   */
+  createIssue(request: CreateIssueRequest, options?: CallOptions): Promise<CreateIssueResponse>;
+
+  /**
+   * UpdateIssue has an issue changed in Linear. It answers at once: the issue has the new values and the change among its local_changes,
+   * until Linear confirms it by a webhook or the sync. What Linear refuses is undone, and its change is REFUSED, with the reason. Changes of an issue are sent
+   * one after the other. Of one that may have been made, as no answer came, Linear is asked: it is sent again only where the issue is as it was.
+   *
+   * What is set in `edit` is set. What update_mask names is replaced, or cleared where the edit does not have it.
+   *
+   *     {"requestId": "u-1", "issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "edit": {"stateId": "s2", "addLabelIds": ["l1"]}}
+   */
+  updateIssue(request: UpdateIssueRequest, options?: CallOptions): Promise<UpdateIssueResponse>;
+
+  /**
+   * CommentOnIssue has a comment made in Linear. It answers at once with the id that the comment will have; until Linear has confirmed it, it is
+   * among the issue's local_changes. It happens once.
+   *
+   *     {"requestId": "c-1", "issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "body": "On it."}
+   */
+  commentOnIssue(request: CommentOnIssueRequest, options?: CallOptions): Promise<CommentOnIssueResponse>;
+}
+
+/** Actor is who changed something. */
+export interface Actor {
+  /** Its id in Linear. */
+  id: string;
+  /** What people call it. */
+  name: string;
+  /** Such as "user", "OauthClient" or "Integration". */
+  type: string;
+}
+
+/** AgentActivity is one step of an agent session. */
+export interface AgentActivity {
+  /** Linear's UUID. */
+  activityId: string;
+  /** thought, action, elicitation, response, error, or prompt, which is what a user says. */
+  type: string;
+  /** Markdown: the first 32,768 characters. */
+  body: string;
+  /** What is done, of an action. */
+  action: string;
+  /** To what it is done. */
+  parameter: string;
+  /** What came of it. */
+  result: string;
+  /** True: it is shown until the next one comes. */
+  ephemeral: boolean;
+  /** stop, auth, select or continue. */
+  signal: string;
+  /** What belongs to the signal. */
+  signalMetadata?: JsonObject | undefined;
+  /** Who made it. */
+  user?: Ref | undefined;
+  /** The comment that it comes from. */
+  sourceCommentId: string;
+  /** Linear's createdAt. */
+  linearCreateTime?: Timestamp | undefined;
+  /** Linear's updatedAt. */
+  linearUpdateTime?: Timestamp | undefined;
+}
+
+/** AgentSession is an agent's work on an issue, in which people and the agent talk. */
+export interface AgentSession {
+  /** Linear's UUID. */
+  agentSessionId: string;
+  /** Empty: a session is the whole tenant's. */
+  owner: string;
+  /** 1 when it was first stored, +1 for each change. */
+  version: number;
+  /** When it was first stored here. */
+  createTime?: Timestamp | undefined;
+  /** When it was last changed here. */
+  updateTime?: Timestamp | undefined;
+  /** Set where the session was removed: it is forgotten then. */
+  expireTime?: Timestamp | undefined;
+  /** The issue. */
+  issueId: string;
+  /** pending, active, awaitingInput, error, complete or stale. */
+  status: string;
+  /** Who asked for it. Unset: nobody, but a rule. */
+  creator?: Ref | undefined;
+  /** Linear's id of the agent. */
+  appUserId: string;
+  /** The comment whose thread it is. */
+  commentId: string;
+  /** The comment that it began with. */
+  sourceCommentId: string;
+  /** Its page. */
+  url: string;
+  /** What was done. */
+  summary: string;
+  /** The agent's plan, as the agent wrote it. */
+  plan?: Json | undefined;
+  /** Pages of the agent's about it. */
+  externalLinks: ExternalLink[];
+  /** What Linear gives the agent to begin with: the first 32,768 characters. */
+  promptContext: string;
+  /** True where there is more of the context. */
+  promptContextCut: boolean;
+  /** What the workspace and its teams tell their agents, nearest first. */
+  guidance: Guidance[];
+  /** When the agent began. */
+  startTime?: Timestamp | undefined;
+  /** When it ended. */
+  endTime?: Timestamp | undefined;
+  /** Linear's createdAt. */
+  linearCreateTime?: Timestamp | undefined;
+  /** Linear's updatedAt. */
+  linearUpdateTime?: Timestamp | undefined;
+}
+
+/** Attachment is a link of an issue's, such as to a pull request. */
+export interface Attachment {
+  /** Linear's UUID. */
+  attachmentId: string;
+  /** Empty: an attachment is the whole tenant's. */
+  owner: string;
+  /** 1 when it was first stored, +1 for each change. */
+  version: number;
+  /** When it was first stored here. */
+  createTime?: Timestamp | undefined;
+  /** When it was last changed here. */
+  updateTime?: Timestamp | undefined;
+  /** Set where the attachment was removed: it is forgotten then. */
+  expireTime?: Timestamp | undefined;
+  /** The issue. */
+  issueId: string;
+  /** Its title. */
+  title: string;
+  /** The line below the title. */
+  subtitle: string;
+  /** Where it leads: an issue has a URL once. */
+  url: string;
+  /** Such as "github" or "slack". */
+  sourceType: string;
+  /** What the source says of it, such as the state of a pull request. Unset where it is larger than 32 KiB. */
+  metadata?: JsonObject | undefined;
+  /** Who made it. */
+  creator?: Ref | undefined;
+  /** Linear's createdAt. */
+  linearCreateTime?: Timestamp | undefined;
+  /** Linear's updatedAt. */
+  linearUpdateTime?: Timestamp | undefined;
+}
+
+/** Comment is a comment on an issue. */
+export interface Comment {
+  /** Linear's UUID. */
+  commentId: string;
+  /** Empty: a comment is the whole tenant's. */
+  owner: string;
+  /** 1 when it was first stored, +1 for each change. */
+  version: number;
+  /** When it was first stored here. */
+  createTime?: Timestamp | undefined;
+  /** When it was last changed here. */
+  updateTime?: Timestamp | undefined;
+  /** Set where the comment was removed: it is forgotten then. */
+  expireTime?: Timestamp | undefined;
+  /** The issue. */
+  issueId: string;
+  /** Markdown: the first 32,768 characters. */
+  body: string;
+  /** True where there is more of the body. */
+  bodyCut: boolean;
+  /** Its place on the issue's page. */
+  url: string;
+  /** The comment that it answers. */
+  parentId: string;
+  /** Who wrote it. Unset for bots and for people outside of Linear. */
+  user?: Ref | undefined;
+  /** Who wrote it, where that is nobody of Linear's. */
+  externalUser?: Ref | undefined;
+  /** The bot that wrote it, as Linear names it. */
+  bot: string;
+  /** The text that it is about. */
+  quotedText: string;
+  /** The agent session that began with it. */
+  agentSessionId: string;
+  /** When its text was last changed. */
+  editTime?: Timestamp | undefined;
+  /** When its thread was resolved. */
+  resolveTime?: Timestamp | undefined;
+  /** Linear's createdAt. */
+  linearCreateTime?: Timestamp | undefined;
+  /** Linear's updatedAt. */
+  linearUpdateTime?: Timestamp | undefined;
+}
+
+/** CommentOnIssueResponse is what CommentOnIssue answers. */
+export interface CommentOnIssueResponse {
+  /** Linear's id of the comment. */
+  commentId: string;
+  /** The issue as it is now. */
+  issue?: Issue | undefined;
+}
+
+/** CreateIssueResponse is what CreateIssue answers. */
+export interface CreateIssueResponse {
+  /** As it is now; Linear gives it its identifier. */
+  issue?: Issue | undefined;
 }
 
 /** DeleteEndpointResponse is what DeleteEndpoint answers. */
@@ -107,6 +355,22 @@ export interface Endpoint {
   teamIds: string[];
 }
 
+/** ExternalLink is a page of an agent's about a session. */
+export interface ExternalLink {
+  /** What people read. */
+  label: string;
+  /** Where it leads. */
+  url: string;
+}
+
+/** Guidance is what a workspace or a team tells its agents. */
+export interface Guidance {
+  /** Markdown. */
+  body: string;
+  /** Whose it is, such as the name of a team. */
+  origin: string;
+}
+
 /** Issue is an issue of Linear's. Names are empty where what Linear sent does not have them. */
 export interface Issue {
   /** Linear's UUID: it stays when the issue moves between teams. */
@@ -121,8 +385,8 @@ export interface Issue {
   updateTime?: Timestamp | undefined;
   /** Set where the issue was removed: it is forgotten then. */
   expireTime?: Timestamp | undefined;
-  /** The names of Linear's labels by their ids. */
-  labels: { [key: string]: string };
+  /** Linear's labels. */
+  labels: Label[];
   /** Such as "ENG-12". */
   identifier: string;
   /** Those that it had in other teams. */
@@ -186,6 +450,60 @@ export interface Issue {
   refetchTime?: Timestamp | undefined;
   /** True where the endpoint's API key does not see the issue, so that only webhooks report it. */
   unseen: boolean;
+  /** The milestone of its project. */
+  milestone?: Ref | undefined;
+  /** The name that Linear proposes for a branch. */
+  branchName: string;
+  /** How it is related to other issues, as the sync last read it: up to ten from either end. No webhook reports it. */
+  relations: IssueRelation[];
+  /** Changes that were asked for here: those that Linear has not confirmed, which the fields above have in them, and the last that it refused. */
+  localChanges: LocalChange[];
+}
+
+/** IssueChange is one change of an issue, and who made it. */
+export interface IssueChange {
+  /** When, by Linear's clock. */
+  time?: Timestamp | undefined;
+  /** Unset where it is not known: the sync does not learn it. */
+  actor?: Actor | undefined;
+  /** create, update or remove. */
+  action: string;
+  /** What changed. */
+  properties: PropertyChange[];
+  /** "webhook", or "poll" for what only the sync saw: several changes may be in one. */
+  source: string;
+}
+
+/** IssueEdit is what can be written of an issue. Ids are Linear's. */
+export interface IssueEdit {
+  /** Its title. */
+  title: string;
+  /** All of the description, in Markdown. */
+  description: string;
+  /** 0 none, 1 urgent, 2 high, 3 medium, 4 low. */
+  priority: number;
+  /** How large it is, in the team's points. */
+  estimate: number;
+  /** A day, such as "2026-11-30". */
+  dueDate: string;
+  /** Where it is in the team's workflow. */
+  stateId: string;
+  /** The team that it belongs to. */
+  teamId: string;
+  /** Who does it. */
+  assigneeId: string;
+  /** The agent that works on it for the assignee. */
+  delegateId: string;
+  /** Linear's project. */
+  projectId: string;
+  /** The cycle that it is planned for. */
+  cycleId: string;
+  /** The issue above it. */
+  parentId: string;
+  /** Labels to add; the others stay. */
+  addLabelIds: string[];
+  /** Labels to take away. */
+  removeLabelIds: string[];
 }
 
 /** IssuePayload is an issue as Linear sent it. */
@@ -200,6 +518,58 @@ export interface IssuePayload {
   dropped: string[];
 }
 
+/** IssueRelation is how an issue is related to another one. */
+export interface IssueRelation {
+  /** Its id in Linear. */
+  id: string;
+  /** As seen from this issue: blocks, blocked_by, duplicate (this one is a duplicate), duplicated_by, related or similar. */
+  type: string;
+  /** The other issue; its name is its identifier. */
+  issue?: Ref | undefined;
+}
+
+/** Label is a label of Linear's. */
+export interface Label {
+  /** Its id in Linear. */
+  id: string;
+  /** What people call it. */
+  name: string;
+  /** Such as "#eb5757". */
+  color: string;
+}
+
+/** ListAgentActivitiesResponse is what ListAgentActivities answers. */
+export interface ListAgentActivitiesResponse {
+  /** Empty on the last page. */
+  nextPageToken: string;
+  /** Those of this page. */
+  activities: AgentActivity[];
+}
+
+/** ListAgentSessionsResponse is what ListAgentSessions answers. */
+export interface ListAgentSessionsResponse {
+  /** Empty on the last page. */
+  nextPageToken: string;
+  /** Those of this page. */
+  agentSessions: AgentSession[];
+}
+
+/** ListAttachmentsResponse is what ListAttachments answers. */
+export interface ListAttachmentsResponse {
+  /** Empty on the last page. */
+  nextPageToken: string;
+  /** Those of this page. */
+  attachments: Attachment[];
+}
+
+/** ListCommentsResponse is what ListComments answers. */
+export interface ListCommentsResponse {
+  /** Empty on the last page. */
+  nextPageToken: string;
+  /** Those of this page. */
+  comments: Comment[];
+}
+
 /** ListEndpointsResponse is what ListEndpoints answers. */
 export interface ListEndpointsResponse {
   /** Empty on the last page. */
@@ -208,12 +578,62 @@ export interface ListEndpointsResponse {
   endpoints: Endpoint[];
 }
 
+/** ListIssueHistoryResponse is what ListIssueHistory answers. */
+export interface ListIssueHistoryResponse {
+  /** Empty on the last page. */
+  nextPageToken: string;
+  /** Those of this page. */
+  changes: IssueChange[];
+}
+
 /** ListIssuesResponse is what ListIssues answers. */
 export interface ListIssuesResponse {
   /** Empty on the last page. */
   nextPageToken: string;
   /** Those of this page. */
   issues: Issue[];
+}
+
+/** LocalChange is a change of an issue that was asked for here and that Linear has not confirmed. One that it has confirmed is gone. */
+export interface LocalChange {
+  /** A UUID: what a creation makes, or a comment, has it in Linear. It is the call's key in the ledger of the API "linear", too. */
+  changeId: string;
+  /** What it does. */
+  type: LocalChangeType;
+  /** How far it is. */
+  status: LocalChangeStatus;
+  /** The new values. */
+  edit?: IssueEdit | undefined;
+  /** The fields of edit that it changes. */
+  fields: string[];
+  /** The text of a comment. */
+  body: string;
+  /** The comment that a comment answers. */
+  parentCommentId: string;
+  /** The endpoint whose API key it is sent with. */
+  endpointId: string;
+  /** Why it is refused, or not sent yet. */
+  error: string;
+  /** When it was asked for. */
+  requestTime?: Timestamp | undefined;
+  /** It is not sent, or not asked after, before this. */
+  notBefore?: Timestamp | undefined;
+  /** How often it was tried. */
+  attemptCount: number;
+  /** When Linear took it. */
+  acceptTime?: Timestamp | undefined;
+}
+
+/** PropertyChange is how one property of an issue changed. */
+export interface PropertyChange {
+  /** As Linear's webhooks call it, such as "stateId". */
+  name: string;
+  /** What it was. */
+  from?: Json | undefined;
+  /** What it is. */
+  to?: Json | undefined;
+  /** True where the values are longer than 2,000 characters, and left out. */
+  omitted: boolean;
 }
 
 /** PutEndpointResponse is what PutEndpoint answers. */
@@ -256,6 +676,20 @@ export interface SecretInfo {
   createTime?: Timestamp | undefined;
 }
 
+/** SyncListStatus tells where the sync of one list stands. */
+export interface SyncListStatus {
+  /** "comments" or "attachments". */
+  name: string;
+  /** Everything that was updated up to here has been read. */
+  highWaterTime?: Timestamp | undefined;
+  /** Why the list is left out, while Linear refuses it; empty after a page that was stored. */
+  error: string;
+  /** How often it was, one time after the other. */
+  failureCount: number;
+  /** It is left out until then. */
+  notBefore?: Timestamp | undefined;
+}
+
 /** SyncStatus tells where the incremental sync of an endpoint stands. */
 export interface SyncStatus {
   /** Everything that was updated up to here has been read. */
@@ -282,6 +716,8 @@ export interface SyncStatus {
   skippedCount: number;
   /** What was wrong with the last of them. */
   skipReason: string;
+  /** Where the comments and the attachments stand, which are read together with the issues. */
+  lists: SyncListStatus[];
 }
 
 /** Team is a team of a workspace. */
@@ -294,6 +730,12 @@ export interface Team {
   key: string;
 }
 
+/** UpdateIssueResponse is what UpdateIssue answers. */
+export interface UpdateIssueResponse {
+  /** As it is now. */
+  issue?: Issue | undefined;
+}
+
 /** WorkflowState is how far an issue is. */
 export interface WorkflowState {
   /** Its id in Linear. */
@@ -302,6 +744,50 @@ export interface WorkflowState {
   name: string;
   /** triage, backlog, unstarted, started, completed, canceled or duplicate. */
   type: string;
+  /** Such as "#f2c94c". */
+  color: string;
+}
+
+/** AgentSessionFilter chooses agent sessions: those that fit all that is set. Where a field has several values, one of them has to fit. */
+export interface AgentSessionFilterInput {
+  /** The issues that they are about. */
+  issueIds?: string[] | undefined;
+  /** pending, active, awaitingInput, error, complete or stale. */
+  statuses?: string[] | undefined;
+}
+
+/** CommentFilter chooses comments. */
+export interface CommentFilterInput {
+  /** The issue. */
+  issueId?: string | undefined;
+}
+
+/** CommentOnIssueRequest is what CommentOnIssue is asked. */
+export interface CommentOnIssueRequest {
+  /** Makes the change happen once. */
+  requestId?: string | undefined;
+  /** Only at this version of the issue; unset: at any. */
+  ifVersion?: number | undefined;
+  /** The issue. */
+  issueId?: string | undefined;
+  /** The text, in Markdown. */
+  body?: string | undefined;
+  /** The comment that it answers; empty: none. */
+  parentCommentId?: string | undefined;
+  /** The endpoint whose API key is used; empty: the one that reports the issue, or the only one that has a key. */
+  endpointId?: string | undefined;
+}
+
+/** CreateIssueRequest is what CreateIssue is asked. */
+export interface CreateIssueRequest {
+  /** Makes the change happen once. */
+  requestId?: string | undefined;
+  /** Of no use but 0: the issue does not exist. */
+  ifVersion?: number | undefined;
+  /** The endpoint whose API key is used; empty: the only one that has a key. */
+  endpointId?: string | undefined;
+  /** What the issue is to be. It needs team_id and title. */
+  edit?: IssueEditInput | undefined;
 }
 
 /** DeleteEndpointRequest is what DeleteEndpoint is asked. */
@@ -351,6 +837,38 @@ export interface EndpointInput {
   teamIds?: string[] | undefined;
 }
 
+/** IssueEdit is what can be written of an issue. Ids are Linear's. */
+export interface IssueEditInput {
+  /** Its title. */
+  title?: string | undefined;
+  /** All of the description, in Markdown. */
+  description?: string | undefined;
+  /** 0 none, 1 urgent, 2 high, 3 medium, 4 low. */
+  priority?: number | undefined;
+  /** How large it is, in the team's points. */
+  estimate?: number | undefined;
+  /** A day, such as "2026-11-30". */
+  dueDate?: string | undefined;
+  /** Where it is in the team's workflow. */
+  stateId?: string | undefined;
+  /** The team that it belongs to. */
+  teamId?: string | undefined;
+  /** Who does it. */
+  assigneeId?: string | undefined;
+  /** The agent that works on it for the assignee. */
+  delegateId?: string | undefined;
+  /** Linear's project. */
+  projectId?: string | undefined;
+  /** The cycle that it is planned for. */
+  cycleId?: string | undefined;
+  /** The issue above it. */
+  parentId?: string | undefined;
+  /** Labels to add; the others stay. */
+  addLabelIds?: string[] | undefined;
+  /** Labels to take away. */
+  removeLabelIds?: string[] | undefined;
+}
+
 /** IssueFilter chooses issues: those that fit all that is set. Where a field has several values, one of them has to fit. */
 export interface IssueFilterInput {
   /** Linear's UUIDs. */
@@ -387,12 +905,64 @@ export interface IssueFilterInput {
   delegateIds?: string[] | undefined;
 }
 
+/** ListAgentActivitiesRequest is what ListAgentActivities is asked. */
+export interface ListAgentActivitiesRequest {
+  /** 1 to 200; 0: 50. */
+  pageSize?: number | undefined;
+  /** From the last page's next_page_token; the other fields must be the same. */
+  pageToken?: string | undefined;
+  /** The session. */
+  agentSessionId?: string | undefined;
+}
+
+/** ListAgentSessionsRequest is what ListAgentSessions is asked. */
+export interface ListAgentSessionsRequest {
+  /** 1 to 200; 0: 50. */
+  pageSize?: number | undefined;
+  /** From the last page's next_page_token; the other fields must be the same. */
+  pageToken?: string | undefined;
+  /** Which; unset: all. */
+  filter?: AgentSessionFilterInput | undefined;
+}
+
+/** ListAttachmentsRequest is what ListAttachments is asked. */
+export interface ListAttachmentsRequest {
+  /** 1 to 200; 0: 50. */
+  pageSize?: number | undefined;
+  /** From the last page's next_page_token; the other fields must be the same. */
+  pageToken?: string | undefined;
+  /** The issue. */
+  issueId?: string | undefined;
+}
+
+/** ListCommentsRequest is what ListComments is asked. */
+export interface ListCommentsRequest {
+  /** 1 to 200; 0: 50. */
+  pageSize?: number | undefined;
+  /** From the last page's next_page_token; the other fields must be the same. */
+  pageToken?: string | undefined;
+  /** Which. */
+  filter?: CommentFilterInput | undefined;
+  /** True: the newest comment comes first. */
+  newestFirst?: boolean | undefined;
+}
+
 /** ListEndpointsRequest is what ListEndpoints is asked. */
 export interface ListEndpointsRequest {
   /** 1 to 200; 0: 50. */
   pageSize?: number | undefined;
   /** From the last page's next_page_token. */
   pageToken?: string | undefined;
+}
+
+/** ListIssueHistoryRequest is what ListIssueHistory is asked. */
+export interface ListIssueHistoryRequest {
+  /** 1 to 200; 0: 50. */
+  pageSize?: number | undefined;
+  /** From the last page's next_page_token; the other fields must be the same. */
+  pageToken?: string | undefined;
+  /** The issue. */
+  issueId?: string | undefined;
 }
 
 /** ListIssuesRequest is what ListIssues is asked. */
@@ -405,6 +975,8 @@ export interface ListIssuesRequest {
   filter?: IssueFilterInput | undefined;
   /** True: what Linear sent comes along, and fewer issues fit on a page. */
   withPayload?: boolean | undefined;
+  /** The order of the list; with issue_ids it is theirs. */
+  order?: IssueOrder | undefined;
 }
 
 /** PutEndpointRequest is what PutEndpoint is asked. */
@@ -452,6 +1024,20 @@ export interface SecretInfoInput {
   createTime?: TimestampInput | undefined;
 }
 
+/** SyncListStatus tells where the sync of one list stands. */
+export interface SyncListStatusInput {
+  /** "comments" or "attachments". */
+  name?: string | undefined;
+  /** Everything that was updated up to here has been read. */
+  highWaterTime?: TimestampInput | undefined;
+  /** Why the list is left out, while Linear refuses it; empty after a page that was stored. */
+  error?: string | undefined;
+  /** How often it was, one time after the other. */
+  failureCount?: number | undefined;
+  /** It is left out until then. */
+  notBefore?: TimestampInput | undefined;
+}
+
 /** SyncStatus tells where the incremental sync of an endpoint stands. */
 export interface SyncStatusInput {
   /** Everything that was updated up to here has been read. */
@@ -478,4 +1064,60 @@ export interface SyncStatusInput {
   skippedCount?: number | undefined;
   /** What was wrong with the last of them. */
   skipReason?: string | undefined;
+  /** Where the comments and the attachments stand, which are read together with the issues. */
+  lists?: SyncListStatusInput[] | undefined;
 }
+
+/** UpdateIssueRequest is what UpdateIssue is asked. */
+export interface UpdateIssueRequest {
+  /** Makes the change happen once. */
+  requestId?: string | undefined;
+  /** Only at this version; unset: at any. */
+  ifVersion?: number | undefined;
+  /** The issue. */
+  issueId?: string | undefined;
+  /** The new values. */
+  edit?: IssueEditInput | undefined;
+  /** The fields to change (AIP-134); unset: those that are set. */
+  updateMask?: FieldMask | undefined;
+  /** The endpoint whose API key is used; empty: the one that reports the issue, or the only one that has a key. */
+  endpointId?: string | undefined;
+}
+
+/**
+ * IssueOrder is the order of a list of issues. An issue that moves in the order by ISSUE_ORDER_UPDATED or ISSUE_ORDER_PRIORITY while one
+ * pages may be missed or come twice: watch the list, or take another order.
+ */
+export type IssueOrder =
+  /** Newest activity here first, to the minute. What moves while one pages comes again. */
+  | "unspecified"
+  /** Linear's updatedAt, newest first. */
+  | "updated"
+  /** Linear's createdAt, newest first. No issue moves. */
+  | "created"
+  /** Urgent first and no priority last; of one priority the last updated first. */
+  | "priority";
+
+/** LocalChangeStatus is how far a change is. */
+export type LocalChangeStatus =
+  /** Not said. */
+  | "unspecified"
+  /** It waits to be sent. */
+  | "pending"
+  /** It is being sent, or was and nobody knows yet whether it arrived. */
+  | "sending"
+  /** Linear took it, and has not reported it yet. */
+  | "accepted"
+  /** It was not made, and is undone. */
+  | "refused";
+
+/** LocalChangeType is what a change does. */
+export type LocalChangeType =
+  /** Not said. */
+  | "unspecified"
+  /** It makes the issue. */
+  | "create"
+  /** It changes the issue. */
+  | "update"
+  /** It comments on the issue. */
+  | "comment";

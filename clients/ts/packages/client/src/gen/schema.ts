@@ -106,20 +106,43 @@ StoredEntry collection key
 StoredObject objectId owner version# kind schemaVersion# collections* timers*@Timer size@Size hibernated!
 Timer kind objectId name attempts# lastError parked!
 linear:
+Actor id name type
+AgentActivity activityId type body action parameter result ephemeral! signal user@Ref sourceCommentId
+AgentSession agentSessionId owner version# issueId status creator@Ref appUserId commentId sourceCommentId url summary externalLinks*@ExternalLink promptContext promptContextCut! guidance*@Guidance
+Attachment attachmentId owner version# issueId title subtitle url sourceType creator@Ref
+Comment commentId owner version# issueId body bodyCut! url parentId user@Ref externalUser@Ref bot quotedText agentSessionId
+CommentOnIssueResponse commentId issue@Issue
+CreateIssueResponse issue@Issue
 DeleteEndpointResponse existed! version#
 Endpoint endpointId owner version# labels% path title secrets*@SecretInfo apiKey@SecretInfo organizationId sync@SyncStatus teamIds*
-Issue issueId owner version# labels% identifier previousIdentifiers* url title description descriptionCut! priority# estimate# state@WorkflowState team@Team assignee@Ref delegate@Ref creator@Ref project@Ref cycle@Ref parent@Ref dueDate trashed! refetch! payload@IssuePayload refetchCount# unseen!
+ExternalLink label url
+Guidance body origin
+Issue issueId owner version# labels*@Label identifier previousIdentifiers* url title description descriptionCut! priority# estimate# state@WorkflowState team@Team assignee@Ref delegate@Ref creator@Ref project@Ref cycle@Ref parent@Ref dueDate trashed! refetch! payload@IssuePayload refetchCount# unseen! milestone@Ref branchName relations*@IssueRelation localChanges*@LocalChange
+IssueChange actor@Actor action properties*@PropertyChange source
+IssueEdit title description priority# estimate# dueDate stateId teamId assigneeId delegateId projectId cycleId parentId addLabelIds* removeLabelIds*
 IssuePayload source dropped*
+IssueRelation id type issue@Ref
+Label id name color
+ListAgentActivitiesResponse nextPageToken activities*@AgentActivity
+ListAgentSessionsResponse nextPageToken agentSessions*@AgentSession
+ListAttachmentsResponse nextPageToken attachments*@Attachment
+ListCommentsResponse nextPageToken comments*@Comment
 ListEndpointsResponse nextPageToken endpoints*@Endpoint
+ListIssueHistoryResponse nextPageToken changes*@IssueChange
+ListIssuesRequest order~ISSUE_ORDER_
 ListIssuesResponse nextPageToken issues*@Issue
+LocalChange changeId type~LOCAL_CHANGE_TYPE_ status~LOCAL_CHANGE_STATUS_ edit@IssueEdit fields* body parentCommentId endpointId error attemptCount#
+PropertyChange name omitted!
 PutEndpointResponse endpoint@Endpoint
 PutIssueResult issueId applied! version# problem@error.Problem
 PutIssuesResponse results*@PutIssueResult
 Ref id name
 SecretInfo secretId
-SyncStatus error running! issueCount# failureCount# skippedCount# skipReason
+SyncListStatus name error failureCount#
+SyncStatus error running! issueCount# failureCount# skippedCount# skipReason lists*@SyncListStatus
 Team id name key
-WorkflowState id name type
+UpdateIssueResponse issue@Issue
+WorkflowState id name type color
 live:
 ClaimToolCallResponse toolCall@conversation.ToolCall version#
 CompleteToolCallResponse toolCall@conversation.ToolCall version#
@@ -205,6 +228,6 @@ Ended problem@error.Problem
 Item list@ListItem
 ListItem tasks@project.TaskFilter
 Signal voice@conversation.VoiceState fromConnection# clientIndex#
-Thing key conversation@conversation.Conversation message@conversation.Message record@conversation.Record session@session.Session presence@session.Presence project@project.Project task@project.Task issue@linear.Issue api@coordination.Api call@coordination.Call object@state.Object entry@state.Entry preferences@project.Preferences
+Thing key conversation@conversation.Conversation message@conversation.Message record@conversation.Record session@session.Session presence@session.Presence project@project.Project task@project.Task issue@linear.Issue api@coordination.Api call@coordination.Call object@state.Object entry@state.Entry preferences@project.Preferences comment@linear.Comment agentSession@linear.AgentSession agentActivity@linear.AgentActivity
 WatchRequest items*@Item
 WatchResponse itemId cursor changed@Changed signal@Signal ended@Ended heartbeat@Heartbeat`;

@@ -101,6 +101,12 @@ export interface Thing {
   entry?: state.Entry | undefined;
   /** By `preferences`. */
   preferences?: project.Preferences | undefined;
+  /** By `comments/<comment_id>`. */
+  comment?: linear.Comment | undefined;
+  /** By `agent_session`, or in a list `agent_sessions/<agent_session_id>`. */
+  agentSession?: linear.AgentSession | undefined;
+  /** By `activities/<time>-<id>`. */
+  agentActivity?: linear.AgentActivity | undefined;
 }
 
 /** WatchResponse is one message of the stream. */
@@ -160,6 +166,8 @@ export interface ItemInput {
   state?: StateItemInput | undefined;
   /** The caller's preferences in force, by their key `preferences`: what GetPreferences calls effective. */
   preferences?: boolean | undefined;
+  /** An agent's session in Linear (key `agent_session`), its newest 50 activities and all that come (`activities/<time>-<id>`). */
+  agentSessionId?: string | undefined;
 }
 
 /**
@@ -180,6 +188,10 @@ export interface ListItemInput {
   issues?: linear.IssueFilterInput | undefined;
   /** Keys `objects/<id>`, with an id that the server makes of the owner and the name. They come without their states. */
   states?: state.StateFilterInput | undefined;
+  /** Keys `comments/<comment_id>`, the newest by Linear's createdAt. */
+  comments?: linear.CommentFilterInput | undefined;
+  /** Keys `agent_sessions/<agent_session_id>`. */
+  agentSessions?: linear.AgentSessionFilterInput | undefined;
 }
 
 /**

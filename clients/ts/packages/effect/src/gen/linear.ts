@@ -3,6 +3,111 @@ import type * as client from "@holdfast/client";
 import * as s from "../schema.ts";
 import * as error from "./error.ts";
 
+/** Actor is who changed something. */
+export const Actor: s.Of<client.linear.Actor> = s.message({
+  id: s.text,
+  name: s.text,
+  type: s.text,
+});
+
+/** AgentActivity is one step of an agent session. */
+export const AgentActivity: s.Of<client.linear.AgentActivity> = s.message({
+  activityId: s.text,
+  type: s.text,
+  body: s.text,
+  action: s.text,
+  parameter: s.text,
+  result: s.text,
+  ephemeral: s.bool,
+  signal: s.text,
+  signalMetadata: s.maybe(s.jsonObject),
+  user: s.maybe(s.ref(() => Ref)),
+  sourceCommentId: s.text,
+  linearCreateTime: s.maybe(s.timestamp),
+  linearUpdateTime: s.maybe(s.timestamp),
+});
+
+/** AgentSession is an agent's work on an issue, in which people and the agent talk. */
+export const AgentSession: s.Of<client.linear.AgentSession> = s.message({
+  agentSessionId: s.text,
+  owner: s.text,
+  version: s.integer,
+  createTime: s.maybe(s.timestamp),
+  updateTime: s.maybe(s.timestamp),
+  expireTime: s.maybe(s.timestamp),
+  issueId: s.text,
+  status: s.text,
+  creator: s.maybe(s.ref(() => Ref)),
+  appUserId: s.text,
+  commentId: s.text,
+  sourceCommentId: s.text,
+  url: s.text,
+  summary: s.text,
+  plan: s.maybe(s.json),
+  externalLinks: s.list(s.ref(() => ExternalLink)),
+  promptContext: s.text,
+  promptContextCut: s.bool,
+  guidance: s.list(s.ref(() => Guidance)),
+  startTime: s.maybe(s.timestamp),
+  endTime: s.maybe(s.timestamp),
+  linearCreateTime: s.maybe(s.timestamp),
+  linearUpdateTime: s.maybe(s.timestamp),
+});
+
+/** Attachment is a link of an issue's, such as to a pull request. */
+export const Attachment: s.Of<client.linear.Attachment> = s.message({
+  attachmentId: s.text,
+  owner: s.text,
+  version: s.integer,
+  createTime: s.maybe(s.timestamp),
+  updateTime: s.maybe(s.timestamp),
+  expireTime: s.maybe(s.timestamp),
+  issueId: s.text,
+  title: s.text,
+  subtitle: s.text,
+  url: s.text,
+  sourceType: s.text,
+  metadata: s.maybe(s.jsonObject),
+  creator: s.maybe(s.ref(() => Ref)),
+  linearCreateTime: s.maybe(s.timestamp),
+  linearUpdateTime: s.maybe(s.timestamp),
+});
+
+/** Comment is a comment on an issue. */
+export const Comment: s.Of<client.linear.Comment> = s.message({
+  commentId: s.text,
+  owner: s.text,
+  version: s.integer,
+  createTime: s.maybe(s.timestamp),
+  updateTime: s.maybe(s.timestamp),
+  expireTime: s.maybe(s.timestamp),
+  issueId: s.text,
+  body: s.text,
+  bodyCut: s.bool,
+  url: s.text,
+  parentId: s.text,
+  user: s.maybe(s.ref(() => Ref)),
+  externalUser: s.maybe(s.ref(() => Ref)),
+  bot: s.text,
+  quotedText: s.text,
+  agentSessionId: s.text,
+  editTime: s.maybe(s.timestamp),
+  resolveTime: s.maybe(s.timestamp),
+  linearCreateTime: s.maybe(s.timestamp),
+  linearUpdateTime: s.maybe(s.timestamp),
+});
+
+/** CommentOnIssueResponse is what CommentOnIssue answers. */
+export const CommentOnIssueResponse: s.Of<client.linear.CommentOnIssueResponse> = s.message({
+  commentId: s.text,
+  issue: s.maybe(s.ref(() => Issue)),
+});
+
+/** CreateIssueResponse is what CreateIssue answers. */
+export const CreateIssueResponse: s.Of<client.linear.CreateIssueResponse> = s.message({
+  issue: s.maybe(s.ref(() => Issue)),
+});
+
 /** DeleteEndpointResponse is what DeleteEndpoint answers. */
 export const DeleteEndpointResponse: s.Of<client.linear.DeleteEndpointResponse> = s.message({
   existed: s.bool,
@@ -28,6 +133,18 @@ export const Endpoint: s.Of<client.linear.Endpoint> = s.message({
   teamIds: s.list(s.text),
 });
 
+/** ExternalLink is a page of an agent's about a session. */
+export const ExternalLink: s.Of<client.linear.ExternalLink> = s.message({
+  label: s.text,
+  url: s.text,
+});
+
+/** Guidance is what a workspace or a team tells its agents. */
+export const Guidance: s.Of<client.linear.Guidance> = s.message({
+  body: s.text,
+  origin: s.text,
+});
+
 /** Issue is an issue of Linear's. Names are empty where what Linear sent does not have them. */
 export const Issue: s.Of<client.linear.Issue> = s.message({
   issueId: s.text,
@@ -36,7 +153,7 @@ export const Issue: s.Of<client.linear.Issue> = s.message({
   createTime: s.maybe(s.timestamp),
   updateTime: s.maybe(s.timestamp),
   expireTime: s.maybe(s.timestamp),
-  labels: s.map(s.text),
+  labels: s.list(s.ref(() => Label)),
   identifier: s.text,
   previousIdentifiers: s.list(s.text),
   url: s.text,
@@ -67,6 +184,37 @@ export const Issue: s.Of<client.linear.Issue> = s.message({
   refetchCount: s.integer,
   refetchTime: s.maybe(s.timestamp),
   unseen: s.bool,
+  milestone: s.maybe(s.ref(() => Ref)),
+  branchName: s.text,
+  relations: s.list(s.ref(() => IssueRelation)),
+  localChanges: s.list(s.ref(() => LocalChange)),
+});
+
+/** IssueChange is one change of an issue, and who made it. */
+export const IssueChange: s.Of<client.linear.IssueChange> = s.message({
+  time: s.maybe(s.timestamp),
+  actor: s.maybe(s.ref(() => Actor)),
+  action: s.text,
+  properties: s.list(s.ref(() => PropertyChange)),
+  source: s.text,
+});
+
+/** IssueEdit is what can be written of an issue. Ids are Linear's. */
+export const IssueEdit: s.Of<client.linear.IssueEdit> = s.message({
+  title: s.text,
+  description: s.text,
+  priority: s.integer,
+  estimate: s.integer,
+  dueDate: s.text,
+  stateId: s.text,
+  teamId: s.text,
+  assigneeId: s.text,
+  delegateId: s.text,
+  projectId: s.text,
+  cycleId: s.text,
+  parentId: s.text,
+  addLabelIds: s.list(s.text),
+  removeLabelIds: s.list(s.text),
 });
 
 /** IssuePayload is an issue as Linear sent it. */
@@ -77,16 +225,85 @@ export const IssuePayload: s.Of<client.linear.IssuePayload> = s.message({
   dropped: s.list(s.text),
 });
 
+/** IssueRelation is how an issue is related to another one. */
+export const IssueRelation: s.Of<client.linear.IssueRelation> = s.message({
+  id: s.text,
+  type: s.text,
+  issue: s.maybe(s.ref(() => Ref)),
+});
+
+/** Label is a label of Linear's. */
+export const Label: s.Of<client.linear.Label> = s.message({
+  id: s.text,
+  name: s.text,
+  color: s.text,
+});
+
+/** ListAgentActivitiesResponse is what ListAgentActivities answers. */
+export const ListAgentActivitiesResponse: s.Of<client.linear.ListAgentActivitiesResponse> = s.message({
+  nextPageToken: s.text,
+  activities: s.list(s.ref(() => AgentActivity)),
+});
+
+/** ListAgentSessionsResponse is what ListAgentSessions answers. */
+export const ListAgentSessionsResponse: s.Of<client.linear.ListAgentSessionsResponse> = s.message({
+  nextPageToken: s.text,
+  agentSessions: s.list(s.ref(() => AgentSession)),
+});
+
+/** ListAttachmentsResponse is what ListAttachments answers. */
+export const ListAttachmentsResponse: s.Of<client.linear.ListAttachmentsResponse> = s.message({
+  nextPageToken: s.text,
+  attachments: s.list(s.ref(() => Attachment)),
+});
+
+/** ListCommentsResponse is what ListComments answers. */
+export const ListCommentsResponse: s.Of<client.linear.ListCommentsResponse> = s.message({
+  nextPageToken: s.text,
+  comments: s.list(s.ref(() => Comment)),
+});
+
 /** ListEndpointsResponse is what ListEndpoints answers. */
 export const ListEndpointsResponse: s.Of<client.linear.ListEndpointsResponse> = s.message({
   nextPageToken: s.text,
   endpoints: s.list(s.ref(() => Endpoint)),
 });
 
+/** ListIssueHistoryResponse is what ListIssueHistory answers. */
+export const ListIssueHistoryResponse: s.Of<client.linear.ListIssueHistoryResponse> = s.message({
+  nextPageToken: s.text,
+  changes: s.list(s.ref(() => IssueChange)),
+});
+
 /** ListIssuesResponse is what ListIssues answers. */
 export const ListIssuesResponse: s.Of<client.linear.ListIssuesResponse> = s.message({
   nextPageToken: s.text,
   issues: s.list(s.ref(() => Issue)),
+});
+
+/** LocalChange is a change of an issue that was asked for here and that Linear has not confirmed. One that it has confirmed is gone. */
+export const LocalChange: s.Of<client.linear.LocalChange> = s.message({
+  changeId: s.text,
+  type: s.ref(() => LocalChangeType),
+  status: s.ref(() => LocalChangeStatus),
+  edit: s.maybe(s.ref(() => IssueEdit)),
+  fields: s.list(s.text),
+  body: s.text,
+  parentCommentId: s.text,
+  endpointId: s.text,
+  error: s.text,
+  requestTime: s.maybe(s.timestamp),
+  notBefore: s.maybe(s.timestamp),
+  attemptCount: s.integer,
+  acceptTime: s.maybe(s.timestamp),
+});
+
+/** PropertyChange is how one property of an issue changed. */
+export const PropertyChange: s.Of<client.linear.PropertyChange> = s.message({
+  name: s.text,
+  from: s.maybe(s.json),
+  to: s.maybe(s.json),
+  omitted: s.bool,
 });
 
 /** PutEndpointResponse is what PutEndpoint answers. */
@@ -119,6 +336,15 @@ export const SecretInfo: s.Of<client.linear.SecretInfo> = s.message({
   createTime: s.maybe(s.timestamp),
 });
 
+/** SyncListStatus tells where the sync of one list stands. */
+export const SyncListStatus: s.Of<client.linear.SyncListStatus> = s.message({
+  name: s.text,
+  highWaterTime: s.maybe(s.timestamp),
+  error: s.text,
+  failureCount: s.integer,
+  notBefore: s.maybe(s.timestamp),
+});
+
 /** SyncStatus tells where the incremental sync of an endpoint stands. */
 export const SyncStatus: s.Of<client.linear.SyncStatus> = s.message({
   highWaterTime: s.maybe(s.timestamp),
@@ -130,6 +356,7 @@ export const SyncStatus: s.Of<client.linear.SyncStatus> = s.message({
   failureCount: s.integer,
   skippedCount: s.integer,
   skipReason: s.text,
+  lists: s.list(s.ref(() => SyncListStatus)),
 });
 
 /** Team is a team of a workspace. */
@@ -139,9 +366,27 @@ export const Team: s.Of<client.linear.Team> = s.message({
   key: s.text,
 });
 
+/** UpdateIssueResponse is what UpdateIssue answers. */
+export const UpdateIssueResponse: s.Of<client.linear.UpdateIssueResponse> = s.message({
+  issue: s.maybe(s.ref(() => Issue)),
+});
+
 /** WorkflowState is how far an issue is. */
 export const WorkflowState: s.Of<client.linear.WorkflowState> = s.message({
   id: s.text,
   name: s.text,
   type: s.text,
+  color: s.text,
 });
+
+/**
+ * IssueOrder is the order of a list of issues. An issue that moves in the order by ISSUE_ORDER_UPDATED or ISSUE_ORDER_PRIORITY while one
+ * pages may be missed or come twice: watch the list, or take another order.
+ */
+export const IssueOrder: s.Of<client.linear.IssueOrder> = s.word("unspecified", "updated", "created", "priority");
+
+/** LocalChangeStatus is how far a change is. */
+export const LocalChangeStatus: s.Of<client.linear.LocalChangeStatus> = s.word("unspecified", "pending", "sending", "accepted", "refused");
+
+/** LocalChangeType is what a change does. */
+export const LocalChangeType: s.Of<client.linear.LocalChangeType> = s.word("unspecified", "create", "update", "comment");

@@ -52,6 +52,9 @@ export const Thing: s.Of<client.watch.Thing> = s.message({
   object: s.maybe(s.ref(() => state.Object)),
   entry: s.maybe(s.ref(() => state.Entry)),
   preferences: s.maybe(s.ref(() => project.Preferences)),
+  comment: s.maybe(s.ref(() => linear.Comment)),
+  agentSession: s.maybe(s.ref(() => linear.AgentSession)),
+  agentActivity: s.maybe(s.ref(() => linear.AgentActivity)),
 });
 
 /** WatchResponse is one message of the stream. */
