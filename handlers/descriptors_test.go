@@ -15,7 +15,7 @@ import (
 
 // ownIdempotency are the changing RPCs without a request_id, and what makes them safe to repeat.
 var ownIdempotency = map[protoreflect.Name]string{ //nolint:gochecknoglobals // never changed
-	"IngestLive": "client_index", "RefreshSession": "the refresh token", "Acquire": "grant_id", "Release": "grant_id",
+	"IngestLive": "client_index", "RefreshSession": "the refresh token", "Acquire": "grant_id", "Release": "grant_id", "TakeTimers": "the lease, which ends",
 	"EraseUser": "what is erased already is counted as nothing",
 }
 

@@ -84,6 +84,10 @@ var walks = map[string]walk{ //nolint:gochecknoglobals // never changed
 		{method: "Read"},
 		{method: "ListStates"},
 		{method: "ForkState"},
+		{method: "TakeTimers"},
+		{method: "PutType", service: true},
+		{method: "ListTypes", service: true},
+		{method: "DeleteType", service: true},
 		{method: "DeleteState"},
 	},
 	"holdfast.session.v1.SessionService": {

@@ -17,6 +17,7 @@ import (
 
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
+	"holdfast/gen/holdfast/state/v1/statev1connect"
 	"holdfast/handlers/problem"
 	"holdfast/identity"
 )
@@ -49,8 +50,17 @@ type outcome struct {
 
 func (o *outcome) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, req connect.AnyRequest) (res connect.AnyResponse, err error) {
-		o.open(ctx, o.inFlight, req.Spec())
+		c := o.open(ctx, o.inFlight, req.Spec())
 		defer o.settle(ctx, o.inFlight, &err)
+		if waits(c.procedure) {
+			var over func(error) error
+			ctx, over = o.cutShort(ctx, c)
+			defer func() {
+				if cut := over(err); err != nil { // what it got in time it has
+					err = cut
+				}
+			}()
+		}
 		return next(ctx, req)
 	}
 }
@@ -81,12 +91,8 @@ func (o *outcome) WrapStreamingHandler(next connect.StreamingHandlerFunc) connec
 		c := o.open(ctx, o.streams, conn.Spec())
 		defer o.settle(ctx, o.streams, &err)
 
-		streamCtx, cancel := context.WithCancelCause(ctx)
-		defer cancel(nil)
-		stop := o.whenDraining(func() { cancel(errDraining) })
-		defer stop()
-		leave := o.follow(c.backs, func(refusal error) { cancel(refusal) })
-		defer leave()
+		streamCtx, over := o.cutShort(ctx, c)
+		defer func() { err = over(err) }()
 		if c.response != nil {
 			timed := &timedConn{StreamingHandlerConn: conn, response: http.NewResponseController(c.response), now: o.now}
 			defer timed.begin() // for how the stream ended
@@ -96,12 +102,29 @@ func (o *outcome) WrapStreamingHandler(next connect.StreamingHandlerFunc) connec
 		if c.answer != nil {
 			c.answer.counted = false // the stream's bound counts it no more, and its end is still to be sent
 		}
-		// A stream that we cut short must not look complete, nor as if the caller had left.
-		if errors.Is(context.Cause(streamCtx), errDraining) && (err == nil || errors.Is(err, context.Canceled)) {
-			err = errDraining
+		return err
+	}
+}
+
+// waits reports whether a call without a stream may take its time.
+func waits(procedure string) bool { return procedure == statev1connect.StateServiceTakeTimersProcedure }
+
+// cutShort ends a call that lasts when the server drains, and when its credential is no longer valid. over returns how it ended: one that we cut
+// short must not look complete, nor as if the caller had left.
+func (o *outcome) cutShort(ctx context.Context, c *call) (_ context.Context, over func(error) error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := o.whenDraining(func() { cancel(errDraining) })
+	leave := o.follow(c.backs, func(refusal error) { cancel(refusal) })
+	return ctx, func(err error) error {
+		cause := context.Cause(ctx)
+		stop()
+		leave()
+		cancel(nil)
+		if errors.Is(cause, errDraining) && (err == nil || errors.Is(err, context.Canceled)) {
+			return errDraining
 		}
-		if refusal, ok := errors.AsType[*problem.Error](context.Cause(streamCtx)); ok && errors.Is(err, context.Canceled) {
-			err = refusal
+		if refusal, ok := errors.AsType[*problem.Error](cause); ok && errors.Is(err, context.Canceled) {
+			return refusal
 		}
 		return err
 	}

@@ -47,6 +47,7 @@ var kindCases = map[string]kindCase{
 	"linear_delivery":      {tenants: true, services: true},
 	"linear_sync":          {tenants: true, services: true},
 	"state":                {own: true, tenants: true, tells: [][2]string{{stateRPCs + "Read", `{"reads":[{"ref":{"type":"note","name":"c1"},"queries":[{"collection":"items"}]}]}`}}},
+	"state_type":           {tenants: true, services: true, tells: [][2]string{{stateRPCs + "ListTypes", `{}`}}},
 	"user_sessions":        {own: true, tells: [][2]string{{sessionService + "ListSessions", `{}`}}},
 	"session_settings":     {tenants: true, services: true, tells: [][2]string{{sessionService + "PutSessionSettings", `{}`}}},
 	"api": {tenants: true, tells: [][2]string{
@@ -121,6 +122,7 @@ func fillKinds(tb testing.TB, b *bundle, ada, service string) {
 	b.must(tb, sessionService+"PutSessionSettings", `{"settings":{"maxSessions":2}}`, service)
 	fillState(tb, b, ada)
 	fillState(tb, b, service)
+	b.must(tb, stateRPCs+"PutType", `{"type":{"type":"everybodys","stateSchema":{"title":`+words+`}}}`, service)
 	conn, err := pgx.Connect(tb.Context(), b.SuperuserURL)
 	if err != nil {
 		tb.Fatal(err)

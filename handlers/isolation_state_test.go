@@ -26,6 +26,7 @@ var stateArea = area{
 		seed: [][2]string{
 			{"Apply", `{"ref":{"type":"note","name":"c1"},"ifVersion":0,"operations":[{"setState":{"a":1}},{"append":{"collection":"items","json":1}}]}`},
 		},
+		service: map[string]string{"PutType": "ok", "ListTypes": "ok", "DeleteType": "not_found"},
 		reads: map[string][2]string{
 			"": {"Read", `{"reads":[{"ref":{"type":"note","name":"c1"},"queries":[{"collection":"items"}]}]}`},
 		},
@@ -36,13 +37,18 @@ var stateArea = area{
 				{"put":{"entry":{"collection":"items","key":"k","text":"t"},"onExists":"ON_EXISTS_KEEP"}},{"put":{"entry":{"collection":"items","key":"l","data":"AAE="}}},
 				{"expect":{"path":"n","json":1.5}},{"expect":{"collection":"items","key":"k","text":"t"}},{"expect":{"collection":"items","last":{"entries":[{"data":"AAE="}]}}},
 				{"delete":{"collection":"items","prefix":"l","returnDeleted":true}},{"delete":{"collection":"items","keys":["k"]}},{"delete":{"collection":"items","last":1}},
-				{"lease":{"name":"w","holder":"h","duration":"30s"}},{"emit":"edited"}]}`,
+				{"lease":{"name":"w","holder":"h","duration":"30s"}},{"emit":"edited"},{"setTimer":{"name":"t","dueIn":"60s"}},{"setTimer":{"name":"u","dueTime":"2026-01-01T00:00:00Z"}},
+				{"clearTimer":"u"}]}`,
 			"Read": `{"reads":[{"ref":{"type":"note","name":"c1","owner":"ada"},"ifVersionNot":"9","withoutState":true,"queries":[
 				{"collection":"items","prefix":"0","after":"0","before":"1","reverse":true,"limit":5},{"collection":"items","keys":["000000000001"]}]}]}`,
 			"ListStates":  `{"pageSize":5,"filter":{"type":"note","owner":"ada","namePrefix":"c","labels":{"a":"b"}},"byName":true,"withState":true}`,
 			"DeleteState": `{"requestId":"r-2","ifVersion":"1","ref":{"type":"note","name":"c1"}}`,
 			"ForkState": `{"requestId":"r-2c1","ifVersion":"0","ref":{"type":"note","name":"c1"},"atVersion":"1","through":{"collection":"items","key":"000000000001"},
 				"newRef":{"type":"note","name":"c1-2"},"labels":{"a":"b"}}`,
+			"PutType":    `{"requestId":"r-2","ifVersion":"0","type":{"type":"note","stateSchema":{"type":"object"},"collectionSchemas":{"lines":{"minimum":1.5}},"ttl":"90000s","usersChangeShared":true}}`,
+			"ListTypes":  `{"pageSize":5}`,
+			"DeleteType": `{"requestId":"r-2","ifVersion":"1","type":"note"}`,
+			"TakeTimers": `{"type":"note","worker":"w","limit":5,"leaseDuration":"30s","wait":"0.01s"}`,
 		},
 	},
 	cases: map[string]isolationCase{
@@ -55,6 +61,10 @@ var stateArea = area{
 		stateRPCs + "ListStates":  {body: `{"filter":{"type":"note"},"withState":true}`, outside: isEmpty, inside: isEmpty},
 		stateRPCs + "DeleteState": {body: `{"ref":{"type":"note","name":"c1"}}`, outside: isEmpty, inside: isEmpty},
 		stateRPCs + "ForkState":   {body: `{"ref":{"type":"note","name":"c1"},"newRef":{"type":"note","name":"c2"}}`, tenants: isNotFound},
+		stateRPCs + "TakeTimers":  {body: `{"type":"note"}`, outside: isEmpty, inside: isEmpty},
+		stateRPCs + "PutType":     {test: isolateTypes},
+		stateRPCs + "ListTypes":   {test: isolateTypes},
+		stateRPCs + "DeleteType":  {test: isolateTypes},
 	},
 }
 
@@ -62,7 +72,32 @@ var stateArea = area{
 func fillState(tb testing.TB, b *bundle, caller string) {
 	tb.Helper()
 	b.must(tb, stateRPCs+"Apply", `{"ref":{"type":"note","name":"c1"},"requestId":"r-1","labels":{"a":"`+secret+`"},"operations":[
-		{"setState":{"text":"`+secret+`"}},{"append":{"collection":"items","text":"`+secret+`"}}]}`, caller)
+		{"setState":{"text":"`+secret+`"}},{"append":{"collection":"items","text":"`+secret+`"}},{"setTimer":{"name":"t","dueIn":"0s"}}]}`, caller)
+}
+
+// isolateTypes: types are declared by the tenant's services, for the tenant.
+func isolateTypes(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
+	t.Helper()
+	service, other := b.key(t, ""), b.tenant(t)
+	b.must(t, stateRPCs+"PutType", `{"type":{"type":"note","stateSchema":{"title":"`+secret+`"}}}`, service)
+	body := map[string]string{"PutType": `{"type":{"type":"note"}}`, "ListTypes": `{}`, "DeleteType": `{"type":"note"}`}[string(m.Name())]
+	for name, tt := range map[string]struct {
+		headers []string
+		want    string
+	}{
+		"a user":                   {[]string{b.key(t, "ada")}, deniedUser},
+		"a user's session":         {[]string{b.signIn(t, "ada")}, deniedUser},
+		"a service for a user":     {[]string{service, "Holdfast-User: ada"}, deniedUser},
+		"nobody":                   {nil, "unauthenticated CREDENTIAL_MISSING"},
+		"another tenant's service": {[]string{other.key(t, "")}, "ok "},
+	} {
+		if got := b.call(t, m, body, tt.headers...); got.code+" "+got.reason != tt.want || strings.Contains(got.body, secret) {
+			t.Errorf("%s is answered with %+v, want %s", name, got, tt.want)
+		}
+	}
+	if got := b.call(t, registered()[stateRPCs+"ListTypes"], `{}`, service); !strings.Contains(got.body, secret) {
+		t.Errorf("what another tenant's service did changed this one's: %+v", got)
+	}
 }
 
 // isolateApply: a name is everyone's own, and only a service of the tenant says whose it means.

@@ -40,6 +40,7 @@ import (
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/gen/holdfast/live/v1/livev1connect"
 	"holdfast/gen/holdfast/session/v1/sessionv1connect"
+	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 	"holdfast/handlers/problem"
 	"holdfast/jsonpb"
 	"holdfast/object"
@@ -194,6 +195,10 @@ func New(o Options) (*Server, error) {
 	admitted := func(c *call, r *http.Request) error { return admission.admit(c, in.rpcs[r.URL.Path].stream) }
 	refusals := connect.NewErrorWriter(options...)
 	mux := http.NewServeMux()
+	unknown := t.wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		refuse(refusals, w, r, t.fail(r.Context(), methodUnknown(callFrom(r.Context()), http.StatusNotFound, r)))
+	}))
+	mux.Handle("/", unknown)
 	// Intake has refused what is over a limit. Connect keeps to the limits too, should intake miss something. lenientMark has a byte.
 	limited := append(slices.Clone(options), connect.WithConditionalHandlerOptions(func(s connect.Spec) []connect.HandlerOption {
 		return []connect.HandlerOption{connect.WithReadMaxBytes(int(in.rpcs[s.Procedure].limit) + 1)}
@@ -201,7 +206,11 @@ func New(o Options) (*Server, error) {
 	small := append(slices.Clone(options), connect.WithReadMaxBytes(maxOpenRequest))
 	for _, service := range o.Services {
 		path, h := service.Handler(limited...)
-		mux.Handle(path, &edge{telemetry: t, enter: o.Auth.entrance(t, passive, admitted), intake: in, refusals: refusals, next: h})
+		call := &edge{telemetry: t, enter: o.Auth.entrance(t, passive, admitted), intake: in, refusals: refusals, next: h}
+		mux.Handle(path, call)
+		if service.Name == watchv1connect.WatchServiceName {
+			mux.Handle(eventsPath, events{call, unknown, texts, refusals})
+		}
 	}
 	for _, r := range o.Routes {
 		bounded := &places{most: cmp.Or(o.RouteCalls, defaultRouteCalls), mostPerPath: cmp.Or(o.RouteCallsPerPath, defaultRouteCallsPerPath)}
@@ -219,9 +228,6 @@ func New(o Options) (*Server, error) {
 		reflect(grpcreflect.NewHandlerV1(reflector, small...))
 		reflect(grpcreflect.NewHandlerV1Alpha(reflector, small...))
 	}
-	mux.Handle("/", t.wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		refuse(refusals, w, r, t.fail(r.Context(), methodUnknown(callFrom(r.Context()), http.StatusNotFound, r)))
-	})))
 	for _, path := range []string{"/health/live", "/healthz"} { // Cloud Run keeps paths that end in z to itself
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	}
@@ -233,7 +239,7 @@ func New(o Options) (*Server, error) {
 		s.handler = cors.New(cors.Options{
 			AllowedOrigins: o.Origins,
 			AllowedMethods: connectcors.AllowedMethods(),
-			AllowedHeaders: slices.Concat(connectcors.AllowedHeaders(), []string{"Authorization", userHeader, lenientHeader, "If-None-Match"}, tracingHeaders),
+			AllowedHeaders: slices.Concat(connectcors.AllowedHeaders(), []string{"Authorization", userHeader, lenientHeader, "If-None-Match", "Last-Event-ID"}, tracingHeaders),
 			ExposedHeaders: append(connectcors.ExposedHeaders(), "Date", "ETag", "RateLimit", "RateLimit-Policy", "Retry-After", "WWW-Authenticate"),
 			MaxAge:         7200, // no browser keeps it longer
 		}).Handler(mux)

@@ -153,7 +153,11 @@ func (t *telemetry) wrap(next http.Handler) http.Handler { return &edge{telemetr
 
 func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{trace: traceOf(r), began: e.now(), code: codeMalformed, response: w}
-	c.answer, _ = w.(*answerWriter)
+	outer := w
+	if events, ok := w.(*eventWriter); ok {
+		outer = events.ResponseWriter
+	}
+	c.answer, _ = outer.(*answerWriter)
 	defer e.end(c, r)
 	ctx := context.WithValue(object.Answering(r.Context(), &c.permit), callKey{}, c)
 	in := r.WithContext(ctx)

@@ -19,7 +19,7 @@ type kinds struct {
 	sessions      session.Kinds
 	projects      project.Kinds
 	linear        linear.Kinds
-	states        state.Kind
+	states        state.Kinds
 }
 
 // registerKinds makes a runtime know them.

@@ -29,6 +29,7 @@ type cli struct {
 	Erase   eraseCmd   `cmd:"" help:"Delete everything that a user owns, and remove the user's id from the rest."`
 	Sweep   sweepCmd   `cmd:"" help:"Delete expired objects and put idle ones to sleep, once; servers do so by themselves."`
 	Object  objectCmd  `cmd:"" help:"Inspect objects, their history and their timers; restore them."`
+	Type    typeCmd    `cmd:"" help:"Declare what objects of your own are like."`
 	Replay  replayCmd  `cmd:"" help:"Send a recorded Gemini Live session to a server."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 

@@ -42,12 +42,17 @@ type apiConfig struct {
 
 // inspect runs do with a client of the server.
 func (c apiConfig) inspect(do func(inspectv1connect.InspectServiceClient) error) error {
+	return c.ask(func(client *http.Client) error { return do(inspectv1connect.NewInspectServiceClient(client, c.API)) })
+}
+
+// ask runs do with what calls the server.
+func (c apiConfig) ask(do func(*http.Client) error) error {
 	if c.Token == "" {
 		return wrongUsage("no API key for %s: set HOLDFAST_TOKEN or give --token; `holdfast dev` and `holdfast key create` print one", c.API)
 	}
 	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true}
 	defer transport.CloseIdleConnections()
-	err := do(inspectv1connect.NewInspectServiceClient(&http.Client{Transport: &bearer{c.Token, transport}}, c.API))
+	err := do(&http.Client{Transport: &bearer{c.Token, transport}})
 	if connect.CodeOf(err) == connect.CodeUnavailable {
 		return fmt.Errorf("%w (is there a server at %s? `holdfast dev` starts one)", err, c.API)
 	}

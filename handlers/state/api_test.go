@@ -72,7 +72,7 @@ func TestValuesComeBackAsTheyWere(t *testing.T) {
 	c := setup(t).as(t, ada)
 	large := strings.Repeat(`"<&>é`, maxValue/6)
 	req := from(t, &statev1.ApplyRequest{}, `{`+cart+`,'operations':[{'setState':{'a':0.1}}]}`)
-	req.Operations[0] = &statev1.Operation{Operation: &statev1.Operation_SetStateJson{SetStateJson: `{"id":12345678901234567890,"s":"\"\u0000\\"}`}}
+	req.Operations[0] = &statev1.Operation{Operation: &statev1.Operation_SetStateJson{SetStateJson: `{"id":12345678901234567890,"s":"\"\u0001\\u0000"}`}}
 	for i, e := range []*statev1.Entry{
 		{Value: &statev1.Entry_Text{Text: large}},
 		{Value: &statev1.Entry_Data{Data: []byte(strings.Repeat("\x00\xff", maxValue/2))}},
@@ -88,7 +88,7 @@ func TestValuesComeBackAsTheyWere(t *testing.T) {
 	after := ""
 	for {
 		o := c.read(t, `{'reads':[{`+cart+`,'queries':[{'collection':'v','after':'`+after+`'}]}]}`)[0]
-		if o.GetStateJson() != `{"id":12345678901234567890,"s":"\"\u0000\\"}` || o.GetState() != nil {
+		if o.GetStateJson() != `{"id":12345678901234567890,"s":"\"\u0001\\u0000"}` || o.GetState() != nil {
 			t.Errorf("the state is %v %s", o.GetState(), o.GetStateJson())
 		}
 		p := o.GetPages()[0]
@@ -109,6 +109,25 @@ func TestValuesComeBackAsTheyWere(t *testing.T) {
 	_, err := c.Apply(t.Context(), from(t, &statev1.ApplyRequest{}, `{`+cart+`,'operations':[{'setState':{'n':9007199254740992}}]}`))
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// No text has U+0000, however the JSON that it comes in is spelt and sent.
+func TestNoJSONHoldsNUL(t *testing.T) {
+	t.Parallel()
+	c := setup(t).as(t, ada)
+	for _, value := range []string{`"\u0000"`, `["a",{"b":"x\u0000"}]`, `{"\u0000":1}`, `{"a":{"b\u0000":[]}}`, `"\\\u0000"`} {
+		for _, op := range []*statev1.Operation{
+			{Operation: &statev1.Operation_SetStateJson{SetStateJson: `{"a":` + value + `}`}},
+			{Operation: &statev1.Operation_SetFields{SetFields: &statev1.SetFields{FieldsJson: map[string]string{"a": value}}}},
+			{Operation: &statev1.Operation_Append{Append: &statev1.Entry{Collection: "l", Value: &statev1.Entry_JsonText{JsonText: value}}}},
+			{Operation: &statev1.Operation_Expect{Expect: &statev1.Expect{Path: "a", Expected: &statev1.Expect_JsonText{JsonText: value}}}},
+		} {
+			req := from(t, &statev1.ApplyRequest{}, `{`+cart+`}`)
+			req.Operations = []*statev1.Operation{op}
+			_, err := c.Apply(t.Context(), req)
+			refused(t, err, "FIELD_INVALID")
+		}
 	}
 }
 

@@ -20,13 +20,24 @@ func TestTheExamplesOfTheDocs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := handlertest.Client(t, b.Bundle, ada, nil)
-	examples := regexp.MustCompile(`(?m)^(apply|read) '(.*)'\n# (.*)$`).FindAllStringSubmatch(string(text), -1)
-	if len(examples) < 16 {
+	user, service := handlertest.Client(t, b.Bundle, ada, nil), handlertest.Client(t, b.Bundle, nobody, nil)
+	examples := regexp.MustCompile(`(?m)^(apply|read|take|declare_type|events) '(.*)'\n# (.*)$`).FindAllStringSubmatch(string(text), -1)
+	if len(examples) < 24 {
 		t.Fatalf("only %d examples were found", len(examples))
 	}
 	for _, e := range examples {
-		url := b.url + "/" + statev1connect.StateServiceName + "/" + map[string]string{"apply": "Apply", "read": "Read"}[e[1]]
+		if e[1] == "events" {
+			if _, data, _ := b.events(t, ada, "/v1/state/"+e[2], "").next(); !strings.Contains(data, e[3]) {
+				t.Errorf("%s '%s' begins with\n%s\nwithout %s", e[1], e[2], data, e[3])
+			}
+			continue
+		}
+		url := b.url + "/" + statev1connect.StateServiceName + "/" +
+			map[string]string{"apply": "Apply", "read": "Read", "take": "TakeTimers", "declare_type": "PutType"}[e[1]]
+		c := user
+		if e[1] == "declare_type" {
+			c = service
+		}
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader(e[2]))
 		if err != nil {
 			t.Fatal(err)

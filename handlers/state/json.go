@@ -27,7 +27,27 @@ func parse(text string) (value json.RawMessage, said string) {
 	}
 	var b bytes.Buffer
 	_ = json.Compact(&b, []byte(text)) // it is JSON
+	if bytes.Contains(b.Bytes(), []byte(`\u0000`)) && holdsNUL(decoded(b.Bytes())) {
+		return nil, "has the character U+0000, which no text here may have"
+	}
 	return b.Bytes(), ""
+}
+
+// holdsNUL finds what no text and no name of a member may have.
+func holdsNUL(v any) bool {
+	switch v := v.(type) {
+	case string:
+		return strings.Contains(v, "\x00")
+	case []any:
+		return slices.ContainsFunc(v, holdsNUL)
+	case map[string]any:
+		for k, member := range v {
+			if holdsNUL(k) || holdsNUL(member) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // textOf is a value as JSON.

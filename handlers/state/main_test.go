@@ -37,9 +37,11 @@ const (
 type bundle struct {
 	*dbtest.Bundle
 
-	url  string
-	rt   *object.Runtime
-	kind Kind
+	url     string
+	handler http.Handler
+	stop    func() // begins the server's drain
+	rt      *object.Runtime
+	kind    Kind // of the objects
 }
 
 func setup(t testing.TB) *bundle {
@@ -51,15 +53,17 @@ func setup(t testing.TB) *bundle {
 func (b *bundle) another(t testing.TB) *bundle {
 	t.Helper()
 	n := &bundle{Bundle: b.Bundle}
-	n.rt = object.NewRuntime(b.DB, object.Config{PollInterval: 20 * time.Millisecond})
-	n.kind = Register(n.rt)
-	manager := NewManager(n.rt, n.kind)
-	n.url = handlertest.Serve(t, b.Bundle, n.rt, handlers.Options{Services: []handlers.Service{
+	n.rt = object.NewRuntime(b.DB, object.Config{PollInterval: 20 * time.Millisecond, Timers: true, TimerPoll: 50 * time.Millisecond})
+	kinds := Register(n.rt)
+	n.kind = kinds.objects
+	manager := NewManager(n.rt, kinds)
+	server := handlertest.Serve(t, b.Bundle, n.rt, handlers.Options{Services: []handlers.Service{
 		handlers.NewService[statev1connect.StateServiceHandler](
 			statev1connect.StateServiceName, statev1connect.NewStateServiceHandler, manager),
 		handlers.NewService[watchv1connect.WatchServiceHandler](watchv1connect.WatchServiceName, watchv1connect.NewWatchServiceHandler,
 			watch.NewManager(watch.Options{Explain: handlers.Explain, Now: time.Now, Heartbeat: 50 * time.Millisecond}, manager.Sources())),
-	}}).URL
+	}})
+	n.url, n.handler, n.stop = server.URL, server.Handler, server.Stop
 	return n
 }
 

@@ -51,6 +51,7 @@ type found struct {
 // change is what operations work on.
 type change struct {
 	state   state
+	as      *declared // what its type is declared to be
 	entries entries
 	now     time.Time
 	version int64 // that it makes
@@ -92,6 +93,12 @@ func (c *change) apply(ops []*statev1.Operation) (results []*statev1.Result, err
 				err = problem.InvalidArgument("", "a change has one name; an operation before has emitted "+c.event)
 			}
 			c.event = o.Emit
+		case *statev1.Operation_SetTimer:
+			err = c.setTimer(o.SetTimer)
+		case *statev1.Operation_ClearTimer:
+			delete(c.state.GetTimers(), o.ClearTimer)
+		case *statev1.Operation_FinishTimer:
+			err = c.finishTimer(o.FinishTimer, r)
 		}
 		if err != nil {
 			return nil, at(i, err)
@@ -174,9 +181,6 @@ func (c *change) setState(v *structpb.Value, text string) error {
 	}
 	c.state.Fields = make(map[string]string, len(members))
 	for k, v := range members {
-		if strings.IndexByte(k, 0) >= 0 {
-			return problem.InvalidArgument("set_state_json", "has a field whose name holds the character U+0000")
-		}
 		c.state.Fields[k] = string(v)
 	}
 	return nil
@@ -364,6 +368,9 @@ func (c *change) append(e *statev1.Entry, r *statev1.Result) error {
 		return err
 	}
 	r.Key = object.SeqKey(c.count(e.GetCollection(), c.lastSeq(e.GetCollection())+1))
+	if err := c.as.checkEntry(e.GetCollection(), r.GetKey(), value); err != nil {
+		return err
+	}
 	c.touched = true
 	c.entries.put(e.GetCollection(), r.GetKey(), value, true)
 	return nil
@@ -396,6 +403,9 @@ func (c *change) put(op *statev1.Put, r *statev1.Result) error {
 			return nil
 		}
 		return problem.New(errorv1.Reason_REASON_ALREADY_EXISTS, fmt.Sprintf("%s/%s: there is such an entry", e.GetCollection(), e.GetKey()))
+	}
+	if err := c.as.checkEntry(e.GetCollection(), e.GetKey(), value); err != nil {
+		return err
 	}
 	// Appended entries come behind it, should it look like one of them.
 	if n, err := strconv.ParseInt(e.GetKey(), 10, 64); err == nil && n > c.lastSeq(e.GetCollection()) && object.SeqKey(n) == e.GetKey() {

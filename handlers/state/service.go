@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -26,13 +27,19 @@ func present(i object.Info, s state, withState bool) *statev1.Object {
 	o := &statev1.Object{
 		Ref: &statev1.Ref{Type: s.GetType(), Name: s.GetName(), Owner: &owner}, Owner: string(i.Owner), Version: int64(i.Version),
 		CreateTime: rpc.Timestamp(i.CreateTime), UpdateTime: rpc.Timestamp(i.UpdateTime), ExpireTime: rpc.Timestamp(i.ExpireTime),
-		Labels: s.GetLabels(),
+		Labels: s.GetLabels(), Id: string(i.ID),
 	}
 	for name, l := range s.GetLeases() {
 		if o.Leases == nil {
 			o.Leases = map[string]*typev1.Lease{}
 		}
 		o.Leases[name] = shownLease(l)
+	}
+	for name, t := range s.GetTimers() {
+		if o.Timers == nil {
+			o.Timers = map[string]*statev1.Timer{}
+		}
+		o.Timers[name] = shownTimer(t)
 	}
 	if withState {
 		text := whole(s)
@@ -121,7 +128,7 @@ func successor(text string) string {
 
 // Apply implements StateService.
 func (m *Manager) Apply(ctx context.Context, req *statev1.ApplyRequest) (*statev1.ApplyResponse, error) {
-	of, err := resolveChanged(ctx, req.GetRef())
+	of, as, err := m.resolveChanged(ctx, req.GetRef())
 	if err != nil {
 		return nil, err
 	}
@@ -140,15 +147,23 @@ func (m *Manager) Apply(ctx context.Context, req *statev1.ApplyRequest) (*statev
 		}
 		if req.GetTtl() != nil || req.GetKeepForever() {
 			s.Ttl = req.GetTtl()
+		} else if !existed {
+			s.Ttl = as.GetTtl()
 		}
-		c := &change{state: s, entries: txEntries{tx}, now: tx.Now(), version: int64(tx.Version()) + 1}
+		c := &change{state: s, as: as, entries: txEntries{tx}, now: tx.Now(), version: int64(tx.Version()) + 1}
 		results, err := c.apply(req.GetOperations())
 		if err != nil {
 			return nil, err
 		}
+		if !existed || !maps.Equal(was.GetFields(), s.GetFields()) {
+			if err := as.checkState(s); err != nil {
+				return nil, err
+			}
+		}
 		if c.event != "" {
 			tx.Emit(c.event)
 		}
+		setWakeUps(tx, was.GetTimers())
 		if existed && !c.touched && c.event == "" && proto.Equal(was, s) {
 			tx.Unchanged()
 		}
@@ -337,7 +352,7 @@ func (m *Manager) listByName(
 
 // DeleteState implements StateService.
 func (m *Manager) DeleteState(ctx context.Context, req *statev1.DeleteStateRequest) (*statev1.DeleteStateResponse, error) {
-	of, err := resolveChanged(ctx, req.GetRef())
+	of, _, err := m.resolveChanged(ctx, req.GetRef())
 	if err != nil {
 		return nil, err
 	}
@@ -357,7 +372,7 @@ func (m *Manager) ForkState(ctx context.Context, req *statev1.ForkStateRequest) 
 	if err != nil {
 		return nil, err
 	}
-	to, err := resolveChanged(ctx, req.GetNewRef())
+	to, _, err := m.resolveChanged(ctx, req.GetNewRef())
 	if err != nil {
 		return nil, err
 	}
@@ -378,7 +393,7 @@ func (m *Manager) ForkState(ctx context.Context, req *statev1.ForkStateRequest) 
 			return nil, err
 		}
 		s := tx.State()
-		s.Type, s.Name, s.Owner = to.kind, to.name, string(to.owner)
+		s.Type, s.Name, s.Owner, s.Timers = to.kind, to.name, string(to.owner), nil
 		if err := mergeLabels(s, req.GetLabels()); err != nil {
 			return nil, err
 		}

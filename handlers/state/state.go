@@ -42,8 +42,16 @@ const (
 	recentKeep  = 20
 )
 
-// Register adds the kind to the runtime.
-func Register(rt *object.Runtime) Kind { return object.Register(rt, config()) }
+// Kinds are those of the objects and of what their types are declared to be.
+type Kinds struct {
+	objects Kind
+	types   typeKind
+}
+
+// Register adds the kinds to the runtime.
+func Register(rt *object.Runtime) Kinds {
+	return Kinds{object.Register(rt, config()), registerTypes(rt)}
+}
 
 func config() object.KindConfig[state] {
 	return object.KindConfig[state]{
@@ -53,20 +61,29 @@ func config() object.KindConfig[state] {
 		Collections: map[string]proto.Message{inEntries: &storev1.Entry{}},
 		Recent:      inEntries, RecentKeep: recentKeep,
 		// Who has a lease may have lost it to another since. Numbers are versions, so none is given twice.
-		Restored: func(s, _ state, _ time.Time) { s.Leases = nil },
+		Restored: func(s, _ state, _ time.Time) {
+			s.Leases = nil
+			for _, t := range s.GetTimers() {
+				t.Lease = nil
+			}
+		},
+		OnTimer: onTimer,
 	}
 }
 
 // Manager serves StateService. It is safe for concurrent use.
 type Manager struct {
-	rt   *object.Runtime
-	kind Kind
+	rt    *object.Runtime
+	kind  Kind
+	types declarations
 }
 
 var _ statev1connect.StateServiceHandler = (*Manager)(nil)
 
-// NewManager makes a manager of a kind that Register made.
-func NewManager(rt *object.Runtime, kind Kind) *Manager { return &Manager{rt, kind} }
+// NewManager makes a manager of kinds that Register made.
+func NewManager(rt *object.Runtime, kinds Kinds) *Manager {
+	return &Manager{rt: rt, kind: kinds.objects, types: declarations{kind: kinds.types, known: map[typeKey]declaration{}}}
+}
 
 // address is an object's name, with its owner.
 type address struct {
@@ -116,13 +133,16 @@ func resolve(ctx context.Context, ref *statev1.Ref) (address, error) {
 	return address{ref.GetType(), ref.GetName(), owner}, err
 }
 
-// resolveChanged is resolve for an object that is to be changed: of the tenant's, only services change any.
-func resolveChanged(ctx context.Context, ref *statev1.Ref) (address, error) {
-	of, err := resolve(ctx, ref)
-	if err == nil && of.owner == "" {
+// resolveChanged is resolve for an object that is to be changed, and what its type is declared to be. Of the tenant's, only services change
+// any, unless the type says otherwise.
+func (m *Manager) resolveChanged(ctx context.Context, ref *statev1.Ref) (of address, as *declared, err error) {
+	if of, err = resolve(ctx, ref); err != nil {
+		return of, nil, err
+	}
+	if as, err = m.types.of(ctx, of.kind); err == nil && of.owner == "" && !as.GetUsersChangeShared() {
 		err = rpc.RequireService(ctx, "change what is the whole tenant's")
 	}
-	return of, err
+	return of, as, err
 }
 
 func ownerOf(ctx context.Context, named *string) (identity.User, error) {
@@ -144,7 +164,13 @@ func ownerOf(ctx context.Context, named *string) (identity.User, error) {
 
 // terms are what objects can be listed by.
 func terms(s state) []string {
-	return append([]string{s.GetType(), ownerTerm(s.GetType(), s.GetOwner())}, labelTerms(s.GetType(), s.GetLabels())...)
+	out := append([]string{s.GetType(), ownerTerm(s.GetType(), s.GetOwner())}, labelTerms(s.GetType(), s.GetLabels())...)
+	for _, t := range s.GetTimers() {
+		if due(t) {
+			return append(out, dueTerm(s.GetType()))
+		}
+	}
+	return out
 }
 
 func ownerTerm(kind, owner string) string { return kind + "/owner:" + owner }

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -130,8 +131,12 @@ func (c cursor) String() string {
 	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d %d", c.life.UnixMicro(), c.version))
 }
 
-// parseCursor returns the zero cursor for a string that is none: beginning again is right for every client.
+// parseCursor returns the zero cursor for a string that is none: beginning again is right for every client. A version alone is one of the
+// life that the object has now.
 func parseCursor(s string) cursor {
+	if version, err := strconv.ParseInt(s, 10, 64); err == nil && version > 0 {
+		return cursor{version: object.Version(version)}
+	}
 	b, err := base64.RawURLEncoding.DecodeString(s)
 	if err != nil {
 		return cursor{}

@@ -175,7 +175,11 @@ type Object struct {
 	// One for each query.
 	Pages []*Page `protobuf:"bytes,12,rep,name=pages,proto3" json:"pages,omitempty"`
 	// Those that were taken and not released, by name, also where their time is over.
-	Leases        map[string]*v1.Lease `protobuf:"bytes,13,rep,name=leases,proto3" json:"leases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Leases map[string]*v1.Lease `protobuf:"bytes,13,rep,name=leases,proto3" json:"leases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Those that are set, by name.
+	Timers map[string]*Timer `protobuf:"bytes,14,rep,name=timers,proto3" json:"timers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What InspectService knows the object by, as one of the kind "state".
+	Id            string `protobuf:"bytes,15,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -301,6 +305,111 @@ func (x *Object) GetLeases() map[string]*v1.Lease {
 	return nil
 }
 
+func (x *Object) GetTimers() map[string]*Timer {
+	if x != nil {
+		return x.Timers
+	}
+	return nil
+}
+
+func (x *Object) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// Timer is an alarm of an object.
+type Timer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it was set.
+	DueTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=due_time,json=dueTime,proto3" json:"due_time,omitempty"`
+	// When a worker can take it: later than due_time after a failure. Unset: it is due, taken, or parked.
+	NextTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=next_time,json=nextTime,proto3" json:"next_time,omitempty"`
+	// How often it was taken.
+	Attempts int32 `protobuf:"varint,3,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	// Why the last attempt failed.
+	LastError string `protobuf:"bytes,4,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	// It has failed 10 times, and stays until it is set again or cleared.
+	Parked bool `protobuf:"varint,5,opt,name=parked,proto3" json:"parked,omitempty"`
+	// Of the worker that has it.
+	Lease         *v1.Lease `protobuf:"bytes,6,opt,name=lease,proto3" json:"lease,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Timer) Reset() {
+	*x = Timer{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Timer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Timer) ProtoMessage() {}
+
+func (x *Timer) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Timer.ProtoReflect.Descriptor instead.
+func (*Timer) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Timer) GetDueTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DueTime
+	}
+	return nil
+}
+
+func (x *Timer) GetNextTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextTime
+	}
+	return nil
+}
+
+func (x *Timer) GetAttempts() int32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *Timer) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *Timer) GetParked() bool {
+	if x != nil {
+		return x.Parked
+	}
+	return false
+}
+
+func (x *Timer) GetLease() *v1.Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
 // Page is a part of a collection.
 type Page struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -308,7 +417,8 @@ type Page struct {
 	Collection string `protobuf:"bytes,1,opt,name=collection,proto3" json:"collection,omitempty"`
 	// In the order of their keys, or in reverse.
 	Entries []*Entry `protobuf:"bytes,2,rep,name=entries,proto3" json:"entries,omitempty"`
-	// There are more: go on after the last one's key, or, in reverse, before it.
+	// There are more: go on after the last one's key, or, in reverse, before it. A page without entries has this too, where those of the
+	// queries before it filled the answer: ask for it again without them.
 	More          bool `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -316,7 +426,7 @@ type Page struct {
 
 func (x *Page) Reset() {
 	*x = Page{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[2]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +438,7 @@ func (x *Page) String() string {
 func (*Page) ProtoMessage() {}
 
 func (x *Page) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[2]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,7 +451,7 @@ func (x *Page) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Page.ProtoReflect.Descriptor instead.
 func (*Page) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Page) GetCollection() string {
@@ -389,7 +499,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[3]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -401,7 +511,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[3]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -414,7 +524,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Entry) GetCollection() string {
@@ -538,7 +648,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[4]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -550,7 +660,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[4]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -563,7 +673,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{4}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ApplyRequest) GetRequestId() string {
@@ -637,7 +747,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[5]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -649,7 +759,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[5]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -662,7 +772,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ApplyResponse) GetVersion() int64 {
@@ -703,6 +813,9 @@ type Operation struct {
 	//	*Operation_Expect
 	//	*Operation_Lease
 	//	*Operation_Emit
+	//	*Operation_SetTimer
+	//	*Operation_ClearTimer
+	//	*Operation_FinishTimer
 	Operation     isOperation_Operation `protobuf_oneof:"operation"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -710,7 +823,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[6]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +835,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[6]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +848,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Operation) GetOperation() isOperation_Operation {
@@ -835,6 +948,33 @@ func (x *Operation) GetEmit() string {
 	return ""
 }
 
+func (x *Operation) GetSetTimer() *SetTimer {
+	if x != nil {
+		if x, ok := x.Operation.(*Operation_SetTimer); ok {
+			return x.SetTimer
+		}
+	}
+	return nil
+}
+
+func (x *Operation) GetClearTimer() string {
+	if x != nil {
+		if x, ok := x.Operation.(*Operation_ClearTimer); ok {
+			return x.ClearTimer
+		}
+	}
+	return ""
+}
+
+func (x *Operation) GetFinishTimer() *FinishTimer {
+	if x != nil {
+		if x, ok := x.Operation.(*Operation_FinishTimer); ok {
+			return x.FinishTimer
+		}
+	}
+	return nil
+}
+
 type isOperation_Operation interface {
 	isOperation_Operation()
 }
@@ -889,6 +1029,21 @@ type Operation_Emit struct {
 	Emit string `protobuf:"bytes,10,opt,name=emit,proto3,oneof"`
 }
 
+type Operation_SetTimer struct {
+	// Sets a timer, also one that is there, whoever has it.
+	SetTimer *SetTimer `protobuf:"bytes,11,opt,name=set_timer,json=setTimer,proto3,oneof"`
+}
+
+type Operation_ClearTimer struct {
+	// Removes a timer by its name; one that is not there is passed over.
+	ClearTimer string `protobuf:"bytes,12,opt,name=clear_timer,json=clearTimer,proto3,oneof"`
+}
+
+type Operation_FinishTimer struct {
+	// Ends or renews the lease of a timer.
+	FinishTimer *FinishTimer `protobuf:"bytes,13,opt,name=finish_timer,json=finishTimer,proto3,oneof"`
+}
+
 func (*Operation_SetState) isOperation_Operation() {}
 
 func (*Operation_SetStateJson) isOperation_Operation() {}
@@ -909,6 +1064,12 @@ func (*Operation_Lease) isOperation_Operation() {}
 
 func (*Operation_Emit) isOperation_Operation() {}
 
+func (*Operation_SetTimer) isOperation_Operation() {}
+
+func (*Operation_ClearTimer) isOperation_Operation() {}
+
+func (*Operation_FinishTimer) isOperation_Operation() {}
+
 // SetFields sets and removes fields of the state by their paths. Objects on the way to a path are made; a list's "/-" is its end.
 type SetFields struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -924,7 +1085,7 @@ type SetFields struct {
 
 func (x *SetFields) Reset() {
 	*x = SetFields{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[7]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -936,7 +1097,7 @@ func (x *SetFields) String() string {
 func (*SetFields) ProtoMessage() {}
 
 func (x *SetFields) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[7]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -949,7 +1110,7 @@ func (x *SetFields) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFields.ProtoReflect.Descriptor instead.
 func (*SetFields) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SetFields) GetFields() map[string]*structpb.Value {
@@ -987,7 +1148,7 @@ type Increment struct {
 
 func (x *Increment) Reset() {
 	*x = Increment{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[8]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1160,7 @@ func (x *Increment) String() string {
 func (*Increment) ProtoMessage() {}
 
 func (x *Increment) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[8]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1173,7 @@ func (x *Increment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Increment.ProtoReflect.Descriptor instead.
 func (*Increment) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Increment) GetPath() string {
@@ -1042,7 +1203,7 @@ type Put struct {
 
 func (x *Put) Reset() {
 	*x = Put{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[9]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1215,7 @@ func (x *Put) String() string {
 func (*Put) ProtoMessage() {}
 
 func (x *Put) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[9]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1228,7 @@ func (x *Put) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Put.ProtoReflect.Descriptor instead.
 func (*Put) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Put) GetEntry() *Entry {
@@ -1113,7 +1274,7 @@ type DeleteEntries struct {
 
 func (x *DeleteEntries) Reset() {
 	*x = DeleteEntries{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[10]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1125,7 +1286,7 @@ func (x *DeleteEntries) String() string {
 func (*DeleteEntries) ProtoMessage() {}
 
 func (x *DeleteEntries) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[10]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1138,7 +1299,7 @@ func (x *DeleteEntries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEntries.ProtoReflect.Descriptor instead.
 func (*DeleteEntries) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{10}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DeleteEntries) GetCollection() string {
@@ -1232,7 +1393,7 @@ type Expect struct {
 
 func (x *Expect) Reset() {
 	*x = Expect{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[11]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1405,7 @@ func (x *Expect) String() string {
 func (*Expect) ProtoMessage() {}
 
 func (x *Expect) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[11]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +1418,7 @@ func (x *Expect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Expect.ProtoReflect.Descriptor instead.
 func (*Expect) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{11}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Expect) GetPath() string {
@@ -1415,7 +1576,7 @@ type Last struct {
 
 func (x *Last) Reset() {
 	*x = Last{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[12]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +1588,7 @@ func (x *Last) String() string {
 func (*Last) ProtoMessage() {}
 
 func (x *Last) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[12]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +1601,7 @@ func (x *Last) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Last.ProtoReflect.Descriptor instead.
 func (*Last) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Last) GetEntries() []*Entry {
@@ -1474,7 +1635,7 @@ type TakeLease struct {
 
 func (x *TakeLease) Reset() {
 	*x = TakeLease{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1486,7 +1647,7 @@ func (x *TakeLease) String() string {
 func (*TakeLease) ProtoMessage() {}
 
 func (x *TakeLease) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1499,7 +1660,7 @@ func (x *TakeLease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeLease.ProtoReflect.Descriptor instead.
 func (*TakeLease) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TakeLease) GetName() string {
@@ -1537,6 +1698,280 @@ func (x *TakeLease) GetRelease() bool {
 	return false
 }
 
+// SetTimer sets an alarm of the object: when it is due a worker gets it by TakeTimers.
+type SetTimer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// An object has up to 100 timers, by their names.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// One of these is set. What is past is due at once.
+	//
+	// Types that are valid to be assigned to When:
+	//
+	//	*SetTimer_DueTime
+	//	*SetTimer_DueIn
+	When          isSetTimer_When `protobuf_oneof:"when"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetTimer) Reset() {
+	*x = SetTimer{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetTimer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetTimer) ProtoMessage() {}
+
+func (x *SetTimer) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetTimer.ProtoReflect.Descriptor instead.
+func (*SetTimer) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *SetTimer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetTimer) GetWhen() isSetTimer_When {
+	if x != nil {
+		return x.When
+	}
+	return nil
+}
+
+func (x *SetTimer) GetDueTime() *timestamppb.Timestamp {
+	if x != nil {
+		if x, ok := x.When.(*SetTimer_DueTime); ok {
+			return x.DueTime
+		}
+	}
+	return nil
+}
+
+func (x *SetTimer) GetDueIn() *durationpb.Duration {
+	if x != nil {
+		if x, ok := x.When.(*SetTimer_DueIn); ok {
+			return x.DueIn
+		}
+	}
+	return nil
+}
+
+type isSetTimer_When interface {
+	isSetTimer_When()
+}
+
+type SetTimer_DueTime struct {
+	// By the database's clock.
+	DueTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=due_time,json=dueTime,proto3,oneof"`
+}
+
+type SetTimer_DueIn struct {
+	// From now on.
+	DueIn *durationpb.Duration `protobuf:"bytes,3,opt,name=due_in,json=dueIn,proto3,oneof"`
+}
+
+func (*SetTimer_DueTime) isSetTimer_When() {}
+
+func (*SetTimer_DueIn) isSetTimer_When() {}
+
+// FinishTimer is for the worker that has a timer. One whose lease another has got since, or whose timer was cleared or set again, is
+// `failed_precondition`, reason FENCED, and the whole change is refused.
+type FinishTimer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The timer.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Of the timer's lease.
+	FencingToken int32 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
+	// Unset: the work is done, and the timer is removed.
+	//
+	// Types that are valid to be assigned to Outcome:
+	//
+	//	*FinishTimer_Extend
+	//	*FinishTimer_Failed
+	//	*FinishTimer_Release
+	Outcome       isFinishTimer_Outcome `protobuf_oneof:"outcome"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinishTimer) Reset() {
+	*x = FinishTimer{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinishTimer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinishTimer) ProtoMessage() {}
+
+func (x *FinishTimer) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinishTimer.ProtoReflect.Descriptor instead.
+func (*FinishTimer) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *FinishTimer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *FinishTimer) GetFencingToken() int32 {
+	if x != nil {
+		return x.FencingToken
+	}
+	return 0
+}
+
+func (x *FinishTimer) GetOutcome() isFinishTimer_Outcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return nil
+}
+
+func (x *FinishTimer) GetExtend() *durationpb.Duration {
+	if x != nil {
+		if x, ok := x.Outcome.(*FinishTimer_Extend); ok {
+			return x.Extend
+		}
+	}
+	return nil
+}
+
+func (x *FinishTimer) GetFailed() *TimerFailure {
+	if x != nil {
+		if x, ok := x.Outcome.(*FinishTimer_Failed); ok {
+			return x.Failed
+		}
+	}
+	return nil
+}
+
+func (x *FinishTimer) GetRelease() bool {
+	if x != nil {
+		if x, ok := x.Outcome.(*FinishTimer_Release); ok {
+			return x.Release
+		}
+	}
+	return false
+}
+
+type isFinishTimer_Outcome interface {
+	isFinishTimer_Outcome()
+}
+
+type FinishTimer_Extend struct {
+	// The work goes on: the lease lasts so long, from now on. 1 s to 24 h.
+	Extend *durationpb.Duration `protobuf:"bytes,3,opt,name=extend,proto3,oneof"`
+}
+
+type FinishTimer_Failed struct {
+	// The worker could not do it. The timer is due again later; after 10 failures it is parked.
+	Failed *TimerFailure `protobuf:"bytes,4,opt,name=failed,proto3,oneof"`
+}
+
+type FinishTimer_Release struct {
+	// The worker gives it back untried: it is due at once, and this does not count as an attempt.
+	Release bool `protobuf:"varint,5,opt,name=release,proto3,oneof"`
+}
+
+func (*FinishTimer_Extend) isFinishTimer_Outcome() {}
+
+func (*FinishTimer_Failed) isFinishTimer_Outcome() {}
+
+func (*FinishTimer_Release) isFinishTimer_Outcome() {}
+
+// TimerFailure is an attempt that failed.
+type TimerFailure struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In words for people.
+	Error string `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	// When to try again. Unset: after a second, and then twice as long each time, up to an hour.
+	RetryAfter    *durationpb.Duration `protobuf:"bytes,2,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TimerFailure) Reset() {
+	*x = TimerFailure{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TimerFailure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TimerFailure) ProtoMessage() {}
+
+func (x *TimerFailure) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TimerFailure.ProtoReflect.Descriptor instead.
+func (*TimerFailure) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *TimerFailure) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *TimerFailure) GetRetryAfter() *durationpb.Duration {
+	if x != nil {
+		return x.RetryAfter
+	}
+	return nil
+}
+
 // Result is what came of one operation.
 type Result struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1554,7 +1989,7 @@ type Result struct {
 	Deleted []*Entry `protobuf:"bytes,6,rep,name=deleted,proto3" json:"deleted,omitempty"`
 	// Of delete with a limit: some are left.
 	More bool `protobuf:"varint,7,opt,name=more,proto3" json:"more,omitempty"`
-	// Of lease, unless it was given back.
+	// Of lease, unless it was given back, and of finish_timer with extend.
 	Lease         *v1.Lease `protobuf:"bytes,8,opt,name=lease,proto3" json:"lease,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1562,7 +1997,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1574,7 +2009,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1587,7 +2022,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Result) GetKey() string {
@@ -1657,7 +2092,7 @@ type ReadRequest struct {
 
 func (x *ReadRequest) Reset() {
 	*x = ReadRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1669,7 +2104,7 @@ func (x *ReadRequest) String() string {
 func (*ReadRequest) ProtoMessage() {}
 
 func (x *ReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1682,7 +2117,7 @@ func (x *ReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
 func (*ReadRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReadRequest) GetReads() []*ReadOne {
@@ -1709,7 +2144,7 @@ type ReadOne struct {
 
 func (x *ReadOne) Reset() {
 	*x = ReadOne{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +2156,7 @@ func (x *ReadOne) String() string {
 func (*ReadOne) ProtoMessage() {}
 
 func (x *ReadOne) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +2169,7 @@ func (x *ReadOne) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadOne.ProtoReflect.Descriptor instead.
 func (*ReadOne) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReadOne) GetRef() *Ref {
@@ -1788,7 +2223,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +2235,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +2248,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Query) GetCollection() string {
@@ -1876,7 +2311,7 @@ type ReadResponse struct {
 
 func (x *ReadResponse) Reset() {
 	*x = ReadResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1888,7 +2323,7 @@ func (x *ReadResponse) String() string {
 func (*ReadResponse) ProtoMessage() {}
 
 func (x *ReadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1901,7 +2336,7 @@ func (x *ReadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadResponse.ProtoReflect.Descriptor instead.
 func (*ReadResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReadResponse) GetObjects() []*Object {
@@ -1928,7 +2363,7 @@ type StateFilter struct {
 
 func (x *StateFilter) Reset() {
 	*x = StateFilter{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1940,7 +2375,7 @@ func (x *StateFilter) String() string {
 func (*StateFilter) ProtoMessage() {}
 
 func (x *StateFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1953,7 +2388,7 @@ func (x *StateFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateFilter.ProtoReflect.Descriptor instead.
 func (*StateFilter) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StateFilter) GetType() string {
@@ -2003,7 +2438,7 @@ type ListStatesRequest struct {
 
 func (x *ListStatesRequest) Reset() {
 	*x = ListStatesRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2015,7 +2450,7 @@ func (x *ListStatesRequest) String() string {
 func (*ListStatesRequest) ProtoMessage() {}
 
 func (x *ListStatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2028,7 +2463,7 @@ func (x *ListStatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStatesRequest.ProtoReflect.Descriptor instead.
 func (*ListStatesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListStatesRequest) GetPageSize() int32 {
@@ -2079,7 +2514,7 @@ type ListStatesResponse struct {
 
 func (x *ListStatesResponse) Reset() {
 	*x = ListStatesResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2526,7 @@ func (x *ListStatesResponse) String() string {
 func (*ListStatesResponse) ProtoMessage() {}
 
 func (x *ListStatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2539,7 @@ func (x *ListStatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStatesResponse.ProtoReflect.Descriptor instead.
 func (*ListStatesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListStatesResponse) GetNextPageToken() string {
@@ -2136,7 +2571,7 @@ type DeleteStateRequest struct {
 
 func (x *DeleteStateRequest) Reset() {
 	*x = DeleteStateRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2148,7 +2583,7 @@ func (x *DeleteStateRequest) String() string {
 func (*DeleteStateRequest) ProtoMessage() {}
 
 func (x *DeleteStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2161,7 +2596,7 @@ func (x *DeleteStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteStateRequest.ProtoReflect.Descriptor instead.
 func (*DeleteStateRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteStateRequest) GetRequestId() string {
@@ -2198,7 +2633,7 @@ type DeleteStateResponse struct {
 
 func (x *DeleteStateResponse) Reset() {
 	*x = DeleteStateResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2645,7 @@ func (x *DeleteStateResponse) String() string {
 func (*DeleteStateResponse) ProtoMessage() {}
 
 func (x *DeleteStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2658,7 @@ func (x *DeleteStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteStateResponse.ProtoReflect.Descriptor instead.
 func (*DeleteStateResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeleteStateResponse) GetExisted() bool {
@@ -2263,7 +2698,7 @@ type ForkStateRequest struct {
 
 func (x *ForkStateRequest) Reset() {
 	*x = ForkStateRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2275,7 +2710,7 @@ func (x *ForkStateRequest) String() string {
 func (*ForkStateRequest) ProtoMessage() {}
 
 func (x *ForkStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2288,7 +2723,7 @@ func (x *ForkStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkStateRequest.ProtoReflect.Descriptor instead.
 func (*ForkStateRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ForkStateRequest) GetRequestId() string {
@@ -2353,7 +2788,7 @@ type EntryRef struct {
 
 func (x *EntryRef) Reset() {
 	*x = EntryRef{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2365,7 +2800,7 @@ func (x *EntryRef) String() string {
 func (*EntryRef) ProtoMessage() {}
 
 func (x *EntryRef) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2378,7 +2813,7 @@ func (x *EntryRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryRef.ProtoReflect.Descriptor instead.
 func (*EntryRef) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *EntryRef) GetCollection() string {
@@ -2406,7 +2841,7 @@ type ForkStateResponse struct {
 
 func (x *ForkStateResponse) Reset() {
 	*x = ForkStateResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2418,7 +2853,7 @@ func (x *ForkStateResponse) String() string {
 func (*ForkStateResponse) ProtoMessage() {}
 
 func (x *ForkStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2431,7 +2866,7 @@ func (x *ForkStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkStateResponse.ProtoReflect.Descriptor instead.
 func (*ForkStateResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ForkStateResponse) GetObject() *Object {
@@ -2439,6 +2874,665 @@ func (x *ForkStateResponse) GetObject() *Object {
 		return x.Object
 	}
 	return nil
+}
+
+// TakeTimersRequest asks for due timers.
+type TakeTimersRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of objects of this type.
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// Who takes them, in words for people.
+	Worker string `protobuf:"bytes,2,opt,name=worker,proto3" json:"worker,omitempty"`
+	// At most so many: 1 to 100; 0: 1.
+	Limit int32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	// How long to have them: 1 s to 24 h. Unset: 30 s.
+	LeaseDuration *durationpb.Duration `protobuf:"bytes,4,opt,name=lease_duration,json=leaseDuration,proto3" json:"lease_duration,omitempty"`
+	// How long to wait while none is due: up to a minute. Unset: not at all.
+	Wait          *durationpb.Duration `protobuf:"bytes,5,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeTimersRequest) Reset() {
+	*x = TakeTimersRequest{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeTimersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeTimersRequest) ProtoMessage() {}
+
+func (x *TakeTimersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeTimersRequest.ProtoReflect.Descriptor instead.
+func (*TakeTimersRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *TakeTimersRequest) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *TakeTimersRequest) GetWorker() string {
+	if x != nil {
+		return x.Worker
+	}
+	return ""
+}
+
+func (x *TakeTimersRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *TakeTimersRequest) GetLeaseDuration() *durationpb.Duration {
+	if x != nil {
+		return x.LeaseDuration
+	}
+	return nil
+}
+
+func (x *TakeTimersRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+// TakeTimersResponse has the timers that were taken.
+type TakeTimersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// None: none is due.
+	Timers        []*TakenTimer `protobuf:"bytes,1,rep,name=timers,proto3" json:"timers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeTimersResponse) Reset() {
+	*x = TakeTimersResponse{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeTimersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeTimersResponse) ProtoMessage() {}
+
+func (x *TakeTimersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeTimersResponse.ProtoReflect.Descriptor instead.
+func (*TakeTimersResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *TakeTimersResponse) GetTimers() []*TakenTimer {
+	if x != nil {
+		return x.Timers
+	}
+	return nil
+}
+
+// TakenTimer is a timer that a worker has.
+type TakenTimer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The object.
+	Ref *Ref `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	// Of the timer.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// The timer, with its lease.
+	Timer         *Timer `protobuf:"bytes,3,opt,name=timer,proto3" json:"timer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakenTimer) Reset() {
+	*x = TakenTimer{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakenTimer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakenTimer) ProtoMessage() {}
+
+func (x *TakenTimer) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakenTimer.ProtoReflect.Descriptor instead.
+func (*TakenTimer) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *TakenTimer) GetRef() *Ref {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *TakenTimer) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TakenTimer) GetTimer() *Timer {
+	if x != nil {
+		return x.Timer
+	}
+	return nil
+}
+
+// Type is what objects of a type are like.
+type Type struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in Ref.
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// Empty: it is the whole tenant's. Set by the server, as the next four.
+	Owner string `protobuf:"bytes,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	// 1 at creation, +1 for each change.
+	Version int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// When it was declared first.
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it was changed last.
+	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	// Never set.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// JSON Schema of states, 2020-12 unless its `$schema` says draft 4, 6, 7 or 2019-09. Its `$ref`s lead into itself alone; `$dynamicRef` and
+	// `$recursiveRef` are refused, and so is a schema that would take too long to check.
+	StateSchema *structpb.Struct `protobuf:"bytes,7,opt,name=state_schema,json=stateSchema,proto3" json:"state_schema,omitempty"`
+	// JSON Schemas of the entries of collections, by the collections' names. Their entries are JSON, neither text nor bytes.
+	CollectionSchemas map[string]*structpb.Struct `protobuf:"bytes,8,rep,name=collection_schemas,json=collectionSchemas,proto3" json:"collection_schemas,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The ttl of objects that are made without one. Unset: they are kept.
+	Ttl *durationpb.Duration `protobuf:"bytes,9,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// True: users change the objects of the whole tenant too, and not only services. They do not delete them.
+	UsersChangeShared bool `protobuf:"varint,10,opt,name=users_change_shared,json=usersChangeShared,proto3" json:"users_change_shared,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *Type) Reset() {
+	*x = Type{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Type) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Type) ProtoMessage() {}
+
+func (x *Type) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Type.ProtoReflect.Descriptor instead.
+func (*Type) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Type) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *Type) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *Type) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Type) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *Type) GetUpdateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UpdateTime
+	}
+	return nil
+}
+
+func (x *Type) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *Type) GetStateSchema() *structpb.Struct {
+	if x != nil {
+		return x.StateSchema
+	}
+	return nil
+}
+
+func (x *Type) GetCollectionSchemas() map[string]*structpb.Struct {
+	if x != nil {
+		return x.CollectionSchemas
+	}
+	return nil
+}
+
+func (x *Type) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *Type) GetUsersChangeShared() bool {
+	if x != nil {
+		return x.UsersChangeShared
+	}
+	return false
+}
+
+// PutTypeRequest asks to declare a type.
+type PutTypeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// See StateService.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// See StateService.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// All that is declared. What only the server sets is ignored.
+	Type          *Type `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutTypeRequest) Reset() {
+	*x = PutTypeRequest{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutTypeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutTypeRequest) ProtoMessage() {}
+
+func (x *PutTypeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutTypeRequest.ProtoReflect.Descriptor instead.
+func (*PutTypeRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *PutTypeRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *PutTypeRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *PutTypeRequest) GetType() *Type {
+	if x != nil {
+		return x.Type
+	}
+	return nil
+}
+
+// PutTypeResponse has the type.
+type PutTypeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// After the change.
+	Type          *Type `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutTypeResponse) Reset() {
+	*x = PutTypeResponse{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutTypeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutTypeResponse) ProtoMessage() {}
+
+func (x *PutTypeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutTypeResponse.ProtoReflect.Descriptor instead.
+func (*PutTypeResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *PutTypeResponse) GetType() *Type {
+	if x != nil {
+		return x.Type
+	}
+	return nil
+}
+
+// ListTypesRequest asks for a page of the types.
+type ListTypesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 200; 0: 50.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the last page's next_page_token.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTypesRequest) Reset() {
+	*x = ListTypesRequest{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTypesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTypesRequest) ProtoMessage() {}
+
+func (x *ListTypesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTypesRequest.ProtoReflect.Descriptor instead.
+func (*ListTypesRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *ListTypesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListTypesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListTypesResponse is a page of the types.
+type ListTypesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty on the last page.
+	NextPageToken string `protobuf:"bytes,1,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// As they are declared.
+	Types         []*Type `protobuf:"bytes,2,rep,name=types,proto3" json:"types,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTypesResponse) Reset() {
+	*x = ListTypesResponse{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTypesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTypesResponse) ProtoMessage() {}
+
+func (x *ListTypesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTypesResponse.ProtoReflect.Descriptor instead.
+func (*ListTypesResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ListTypesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListTypesResponse) GetTypes() []*Type {
+	if x != nil {
+		return x.Types
+	}
+	return nil
+}
+
+// DeleteTypeRequest asks to end a declaration.
+type DeleteTypeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// See StateService.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// See StateService.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The type.
+	Type          string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteTypeRequest) Reset() {
+	*x = DeleteTypeRequest{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteTypeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteTypeRequest) ProtoMessage() {}
+
+func (x *DeleteTypeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteTypeRequest.ProtoReflect.Descriptor instead.
+func (*DeleteTypeRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *DeleteTypeRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *DeleteTypeRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *DeleteTypeRequest) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+// DeleteTypeResponse says whether there was one.
+type DeleteTypeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// False: there was none.
+	Existed bool `protobuf:"varint,1,opt,name=existed,proto3" json:"existed,omitempty"`
+	// The version of the deletion.
+	Version       int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteTypeResponse) Reset() {
+	*x = DeleteTypeResponse{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteTypeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteTypeResponse) ProtoMessage() {}
+
+func (x *DeleteTypeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteTypeResponse.ProtoReflect.Descriptor instead.
+func (*DeleteTypeResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *DeleteTypeResponse) GetExisted() bool {
+	if x != nil {
+		return x.Existed
+	}
+	return false
+}
+
+func (x *DeleteTypeResponse) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
 }
 
 var File_holdfast_state_v1_service_proto protoreflect.FileDescriptor
@@ -2451,7 +3545,7 @@ const file_holdfast_state_v1_service_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05 \x01(\x80\x04R\x04name\x12#\n" +
 	"\x05owner\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\x01H\x00R\x05owner\x88\x01\x01B\b\n" +
-	"\x06_owner\"\xde\x05\n" +
+	"\x06_owner\"\x82\a\n" +
 	"\x06Object\x12(\n" +
 	"\x03ref\x18\x01 \x01(\v2\x16.holdfast.state.v1.RefR\x03ref\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
@@ -2470,13 +3564,26 @@ const file_holdfast_state_v1_service_proto_rawDesc = "" +
 	" \x01(\bR\x06absent\x12!\n" +
 	"\fnot_modified\x18\v \x01(\bR\vnotModified\x12-\n" +
 	"\x05pages\x18\f \x03(\v2\x17.holdfast.state.v1.PageR\x05pages\x12=\n" +
-	"\x06leases\x18\r \x03(\v2%.holdfast.state.v1.Object.LeasesEntryR\x06leases\x1a9\n" +
+	"\x06leases\x18\r \x03(\v2%.holdfast.state.v1.Object.LeasesEntryR\x06leases\x12=\n" +
+	"\x06timers\x18\x0e \x03(\v2%.holdfast.state.v1.Object.TimersEntryR\x06timers\x12\x0e\n" +
+	"\x02id\x18\x0f \x01(\tR\x02id\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aR\n" +
 	"\vLeasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
-	"\x05value\x18\x02 \x01(\v2\x17.holdfast.type.v1.LeaseR\x05value:\x028\x01\"n\n" +
+	"\x05value\x18\x02 \x01(\v2\x17.holdfast.type.v1.LeaseR\x05value:\x028\x01\x1aS\n" +
+	"\vTimersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12.\n" +
+	"\x05value\x18\x02 \x01(\v2\x18.holdfast.state.v1.TimerR\x05value:\x028\x01\"\xf9\x01\n" +
+	"\x05Timer\x125\n" +
+	"\bdue_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\adueTime\x127\n" +
+	"\tnext_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bnextTime\x12\x1a\n" +
+	"\battempts\x18\x03 \x01(\x05R\battempts\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x04 \x01(\tR\tlastError\x12\x16\n" +
+	"\x06parked\x18\x05 \x01(\bR\x06parked\x12-\n" +
+	"\x05lease\x18\x06 \x01(\v2\x17.holdfast.type.v1.LeaseR\x05lease\"n\n" +
 	"\x04Page\x12\x1e\n" +
 	"\n" +
 	"collection\x18\x01 \x01(\tR\n" +
@@ -2515,7 +3622,7 @@ const file_holdfast_state_v1_service_proto_rawDesc = "" +
 	"\rApplyResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x03R\aversion\x12\x18\n" +
 	"\acreated\x18\x02 \x01(\bR\acreated\x123\n" +
-	"\aresults\x18\x03 \x03(\v2\x19.holdfast.state.v1.ResultR\aresults\"\xc5\x04\n" +
+	"\aresults\x18\x03 \x03(\v2\x19.holdfast.state.v1.ResultR\aresults\"\xf5\x05\n" +
 	"\tOperation\x126\n" +
 	"\tset_state\x18\x01 \x01(\v2\x17.google.protobuf.StructH\x00R\bsetState\x121\n" +
 	"\x0eset_state_json\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10H\x00R\fsetStateJson\x12=\n" +
@@ -2528,7 +3635,12 @@ const file_holdfast_state_v1_service_proto_rawDesc = "" +
 	"\x06expect\x18\b \x01(\v2\x19.holdfast.state.v1.ExpectH\x00R\x06expect\x124\n" +
 	"\x05lease\x18\t \x01(\v2\x1c.holdfast.state.v1.TakeLeaseH\x00R\x05lease\x125\n" +
 	"\x04emit\x18\n" +
-	" \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[a-z][a-z0-9._-]{0,63}$H\x00R\x04emitB\x12\n" +
+	" \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[a-z][a-z0-9._-]{0,63}$H\x00R\x04emit\x12:\n" +
+	"\tset_timer\x18\v \x01(\v2\x1b.holdfast.state.v1.SetTimerH\x00R\bsetTimer\x12-\n" +
+	"\vclear_timer\x18\f \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\x80\x01H\x00R\n" +
+	"clearTimer\x12C\n" +
+	"\ffinish_timer\x18\r \x01(\v2\x1e.holdfast.state.v1.FinishTimerH\x00R\vfinishTimerB\x12\n" +
 	"\toperation\x12\x05\xbaH\x02\b\x01\"\xc6\x02\n" +
 	"\tSetFields\x12@\n" +
 	"\x06fields\x18\x01 \x03(\v2(.holdfast.state.v1.SetFields.FieldsEntryR\x06fields\x12M\n" +
@@ -2588,7 +3700,27 @@ const file_holdfast_state_v1_service_proto_rawDesc = "" +
 	"\bduration\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
 	"\"\x04\b\x80\xa3\x052\x02\b\x01R\bduration\x12,\n" +
 	"\rfencing_token\x18\x04 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\ffencingToken\x12\x18\n" +
-	"\arelease\x18\x05 \x01(\bR\arelease\"\x91\x02\n" +
+	"\arelease\x18\x05 \x01(\bR\arelease\"\xb8\x01\n" +
+	"\bSetTimer\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\x80\x01R\x04name\x127\n" +
+	"\bdue_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampH\x00R\adueTime\x12D\n" +
+	"\x06due_in\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x06\b\x80\x86\xb0\x96\x012\x00H\x00R\x05dueInB\r\n" +
+	"\x04when\x12\x05\xbaH\x02\b\x01\"\x8d\x02\n" +
+	"\vFinishTimer\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\x80\x01R\x04name\x12,\n" +
+	"\rfencing_token\x18\x02 \x01(\x05B\a\xbaH\x04\x1a\x02 \x00R\ffencingToken\x12E\n" +
+	"\x06extend\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x04\b\x80\xa3\x052\x02\b\x01H\x00R\x06extend\x129\n" +
+	"\x06failed\x18\x04 \x01(\v2\x1f.holdfast.state.v1.TimerFailureH\x00R\x06failed\x12#\n" +
+	"\arelease\x18\x05 \x01(\bB\a\xbaH\x04j\x02\b\x01H\x00R\areleaseB\t\n" +
+	"\aoutcome\"{\n" +
+	"\fTimerFailure\x12\x1e\n" +
+	"\x05error\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x05error\x12K\n" +
+	"\vretry_after\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\x9a\x9e\x012\x00R\n" +
+	"retryAfter\"\x91\x02\n" +
 	"\x06Result\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x1b\n" +
 	"\x06number\x18\x02 \x01(\x01H\x00R\x06number\x88\x01\x01\x12\x1f\n" +
@@ -2675,19 +3807,84 @@ const file_holdfast_state_v1_service_proto_rawDesc = "" +
 	"collection\x12\x1a\n" +
 	"\x03key\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\x03key\"F\n" +
 	"\x11ForkStateResponse\x121\n" +
-	"\x06object\x18\x01 \x01(\v2\x19.holdfast.state.v1.ObjectR\x06object*d\n" +
+	"\x06object\x18\x01 \x01(\v2\x19.holdfast.state.v1.ObjectR\x06object\"\x9c\x02\n" +
+	"\x11TakeTimersRequest\x123\n" +
+	"\x04type\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[a-z][a-z0-9._-]{0,63}$R\x04type\x12 \n" +
+	"\x06worker\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x06worker\x12\x1f\n" +
+	"\x05limit\x18\x03 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\x05limit\x12R\n" +
+	"\x0elease_duration\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x04\b\x80\xa3\x052\x02\b\x01R\rleaseDuration\x12;\n" +
+	"\x04wait\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\f\xbaH\t\xaa\x01\x06\"\x02\b<2\x00R\x04wait\"K\n" +
+	"\x12TakeTimersResponse\x125\n" +
+	"\x06timers\x18\x01 \x03(\v2\x1d.holdfast.state.v1.TakenTimerR\x06timers\"z\n" +
+	"\n" +
+	"TakenTimer\x12(\n" +
+	"\x03ref\x18\x01 \x01(\v2\x16.holdfast.state.v1.RefR\x03ref\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12.\n" +
+	"\x05timer\x18\x03 \x01(\v2\x18.holdfast.state.v1.TimerR\x05timer\"\xc2\x05\n" +
+	"\x04Type\x123\n" +
+	"\x04type\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[a-z][a-z0-9._-]{0,63}$R\x04type\x12\x1e\n" +
+	"\x05owner\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x05owner\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\x12;\n" +
+	"\vcreate_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12;\n" +
+	"\vupdate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"updateTime\x12;\n" +
+	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12:\n" +
+	"\fstate_schema\x18\a \x01(\v2\x17.google.protobuf.StructR\vstateSchema\x12\x85\x01\n" +
+	"\x12collection_schemas\x18\b \x03(\v2..holdfast.state.v1.Type.CollectionSchemasEntryB&\xbaH#\x9a\x01 \x10 \"\x1cr\x1a2\x18^[a-z][a-z0-9._-]{0,63}$R\x11collectionSchemas\x12A\n" +
+	"\x03ttl\x18\t \x01(\v2\x19.google.protobuf.DurationB\x14\xbaH\x11\xaa\x01\x0e\"\x06\b\x80\x86\xb0\x96\x012\x04\b\x80\xa3\x05R\x03ttl\x12.\n" +
+	"\x13users_change_shared\x18\n" +
+	" \x01(\bR\x11usersChangeShared\x1a]\n" +
+	"\x16CollectionSchemasEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
+	"\x05value\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x05value:\x028\x01\"\xaa\x01\n" +
+	"\x0ePutTypeRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x123\n" +
+	"\x04type\x18\x03 \x01(\v2\x17.holdfast.state.v1.TypeB\x06\xbaH\x03\xc8\x01\x01R\x04typeB\r\n" +
+	"\v_if_version\">\n" +
+	"\x0fPutTypeResponse\x12+\n" +
+	"\x04type\x18\x01 \x01(\v2\x17.holdfast.state.v1.TypeR\x04type\"d\n" +
+	"\x10ListTypesRequest\x12'\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\tpageToken\"j\n" +
+	"\x11ListTypesResponse\x12&\n" +
+	"\x0fnext_page_token\x18\x01 \x01(\tR\rnextPageToken\x12-\n" +
+	"\x05types\x18\x02 \x03(\v2\x17.holdfast.state.v1.TypeR\x05types\"\xad\x01\n" +
+	"\x11DeleteTypeRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x123\n" +
+	"\x04type\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[a-z][a-z0-9._-]{0,63}$R\x04typeB\r\n" +
+	"\v_if_version\"H\n" +
+	"\x12DeleteTypeResponse\x12\x18\n" +
+	"\aexisted\x18\x01 \x01(\bR\aexisted\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x03R\aversion*d\n" +
 	"\bOnExists\x12\x19\n" +
 	"\x15ON_EXISTS_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ON_EXISTS_REPLACE\x10\x01\x12\x12\n" +
 	"\x0eON_EXISTS_KEEP\x10\x02\x12\x12\n" +
-	"\x0eON_EXISTS_FAIL\x10\x032\xc4\x03\n" +
+	"\x0eON_EXISTS_FAIL\x10\x032\xaf\x06\n" +
 	"\fStateService\x12L\n" +
 	"\x05Apply\x12\x1f.holdfast.state.v1.ApplyRequest\x1a .holdfast.state.v1.ApplyResponse\"\x00\x12L\n" +
 	"\x04Read\x12\x1e.holdfast.state.v1.ReadRequest\x1a\x1f.holdfast.state.v1.ReadResponse\"\x03\x90\x02\x01\x12^\n" +
 	"\n" +
 	"ListStates\x12$.holdfast.state.v1.ListStatesRequest\x1a%.holdfast.state.v1.ListStatesResponse\"\x03\x90\x02\x01\x12^\n" +
 	"\vDeleteState\x12%.holdfast.state.v1.DeleteStateRequest\x1a&.holdfast.state.v1.DeleteStateResponse\"\x00\x12X\n" +
-	"\tForkState\x12#.holdfast.state.v1.ForkStateRequest\x1a$.holdfast.state.v1.ForkStateResponse\"\x00B\xb3\x01\n" +
+	"\tForkState\x12#.holdfast.state.v1.ForkStateRequest\x1a$.holdfast.state.v1.ForkStateResponse\"\x00\x12[\n" +
+	"\n" +
+	"TakeTimers\x12$.holdfast.state.v1.TakeTimersRequest\x1a%.holdfast.state.v1.TakeTimersResponse\"\x00\x12R\n" +
+	"\aPutType\x12!.holdfast.state.v1.PutTypeRequest\x1a\".holdfast.state.v1.PutTypeResponse\"\x00\x12[\n" +
+	"\tListTypes\x12#.holdfast.state.v1.ListTypesRequest\x1a$.holdfast.state.v1.ListTypesResponse\"\x03\x90\x02\x01\x12[\n" +
+	"\n" +
+	"DeleteType\x12$.holdfast.state.v1.DeleteTypeRequest\x1a%.holdfast.state.v1.DeleteTypeResponse\"\x00B\xb3\x01\n" +
 	"\x15com.holdfast.state.v1B\fServiceProtoP\x01Z&holdfast/gen/holdfast/state/v1;statev1\xa2\x02\x03HSX\xaa\x02\x11Holdfast.State.V1\xca\x02\x11Holdfast\\State\\V1\xe2\x02\x1dHoldfast\\State\\V1\\GPBMetadata\xea\x02\x13Holdfast::State::V1b\x06proto3"
 
 var (
@@ -2703,113 +3900,164 @@ func file_holdfast_state_v1_service_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_state_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_holdfast_state_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_holdfast_state_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_holdfast_state_v1_service_proto_goTypes = []any{
 	(OnExists)(0),                 // 0: holdfast.state.v1.OnExists
 	(*Ref)(nil),                   // 1: holdfast.state.v1.Ref
 	(*Object)(nil),                // 2: holdfast.state.v1.Object
-	(*Page)(nil),                  // 3: holdfast.state.v1.Page
-	(*Entry)(nil),                 // 4: holdfast.state.v1.Entry
-	(*ApplyRequest)(nil),          // 5: holdfast.state.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 6: holdfast.state.v1.ApplyResponse
-	(*Operation)(nil),             // 7: holdfast.state.v1.Operation
-	(*SetFields)(nil),             // 8: holdfast.state.v1.SetFields
-	(*Increment)(nil),             // 9: holdfast.state.v1.Increment
-	(*Put)(nil),                   // 10: holdfast.state.v1.Put
-	(*DeleteEntries)(nil),         // 11: holdfast.state.v1.DeleteEntries
-	(*Expect)(nil),                // 12: holdfast.state.v1.Expect
-	(*Last)(nil),                  // 13: holdfast.state.v1.Last
-	(*TakeLease)(nil),             // 14: holdfast.state.v1.TakeLease
-	(*Result)(nil),                // 15: holdfast.state.v1.Result
-	(*ReadRequest)(nil),           // 16: holdfast.state.v1.ReadRequest
-	(*ReadOne)(nil),               // 17: holdfast.state.v1.ReadOne
-	(*Query)(nil),                 // 18: holdfast.state.v1.Query
-	(*ReadResponse)(nil),          // 19: holdfast.state.v1.ReadResponse
-	(*StateFilter)(nil),           // 20: holdfast.state.v1.StateFilter
-	(*ListStatesRequest)(nil),     // 21: holdfast.state.v1.ListStatesRequest
-	(*ListStatesResponse)(nil),    // 22: holdfast.state.v1.ListStatesResponse
-	(*DeleteStateRequest)(nil),    // 23: holdfast.state.v1.DeleteStateRequest
-	(*DeleteStateResponse)(nil),   // 24: holdfast.state.v1.DeleteStateResponse
-	(*ForkStateRequest)(nil),      // 25: holdfast.state.v1.ForkStateRequest
-	(*EntryRef)(nil),              // 26: holdfast.state.v1.EntryRef
-	(*ForkStateResponse)(nil),     // 27: holdfast.state.v1.ForkStateResponse
-	nil,                           // 28: holdfast.state.v1.Object.LabelsEntry
-	nil,                           // 29: holdfast.state.v1.Object.LeasesEntry
-	nil,                           // 30: holdfast.state.v1.ApplyRequest.LabelsEntry
-	nil,                           // 31: holdfast.state.v1.SetFields.FieldsEntry
-	nil,                           // 32: holdfast.state.v1.SetFields.FieldsJsonEntry
-	nil,                           // 33: holdfast.state.v1.StateFilter.LabelsEntry
-	nil,                           // 34: holdfast.state.v1.ForkStateRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 36: google.protobuf.Struct
-	(*structpb.Value)(nil),        // 37: google.protobuf.Value
-	(*durationpb.Duration)(nil),   // 38: google.protobuf.Duration
-	(*v1.Lease)(nil),              // 39: holdfast.type.v1.Lease
+	(*Timer)(nil),                 // 3: holdfast.state.v1.Timer
+	(*Page)(nil),                  // 4: holdfast.state.v1.Page
+	(*Entry)(nil),                 // 5: holdfast.state.v1.Entry
+	(*ApplyRequest)(nil),          // 6: holdfast.state.v1.ApplyRequest
+	(*ApplyResponse)(nil),         // 7: holdfast.state.v1.ApplyResponse
+	(*Operation)(nil),             // 8: holdfast.state.v1.Operation
+	(*SetFields)(nil),             // 9: holdfast.state.v1.SetFields
+	(*Increment)(nil),             // 10: holdfast.state.v1.Increment
+	(*Put)(nil),                   // 11: holdfast.state.v1.Put
+	(*DeleteEntries)(nil),         // 12: holdfast.state.v1.DeleteEntries
+	(*Expect)(nil),                // 13: holdfast.state.v1.Expect
+	(*Last)(nil),                  // 14: holdfast.state.v1.Last
+	(*TakeLease)(nil),             // 15: holdfast.state.v1.TakeLease
+	(*SetTimer)(nil),              // 16: holdfast.state.v1.SetTimer
+	(*FinishTimer)(nil),           // 17: holdfast.state.v1.FinishTimer
+	(*TimerFailure)(nil),          // 18: holdfast.state.v1.TimerFailure
+	(*Result)(nil),                // 19: holdfast.state.v1.Result
+	(*ReadRequest)(nil),           // 20: holdfast.state.v1.ReadRequest
+	(*ReadOne)(nil),               // 21: holdfast.state.v1.ReadOne
+	(*Query)(nil),                 // 22: holdfast.state.v1.Query
+	(*ReadResponse)(nil),          // 23: holdfast.state.v1.ReadResponse
+	(*StateFilter)(nil),           // 24: holdfast.state.v1.StateFilter
+	(*ListStatesRequest)(nil),     // 25: holdfast.state.v1.ListStatesRequest
+	(*ListStatesResponse)(nil),    // 26: holdfast.state.v1.ListStatesResponse
+	(*DeleteStateRequest)(nil),    // 27: holdfast.state.v1.DeleteStateRequest
+	(*DeleteStateResponse)(nil),   // 28: holdfast.state.v1.DeleteStateResponse
+	(*ForkStateRequest)(nil),      // 29: holdfast.state.v1.ForkStateRequest
+	(*EntryRef)(nil),              // 30: holdfast.state.v1.EntryRef
+	(*ForkStateResponse)(nil),     // 31: holdfast.state.v1.ForkStateResponse
+	(*TakeTimersRequest)(nil),     // 32: holdfast.state.v1.TakeTimersRequest
+	(*TakeTimersResponse)(nil),    // 33: holdfast.state.v1.TakeTimersResponse
+	(*TakenTimer)(nil),            // 34: holdfast.state.v1.TakenTimer
+	(*Type)(nil),                  // 35: holdfast.state.v1.Type
+	(*PutTypeRequest)(nil),        // 36: holdfast.state.v1.PutTypeRequest
+	(*PutTypeResponse)(nil),       // 37: holdfast.state.v1.PutTypeResponse
+	(*ListTypesRequest)(nil),      // 38: holdfast.state.v1.ListTypesRequest
+	(*ListTypesResponse)(nil),     // 39: holdfast.state.v1.ListTypesResponse
+	(*DeleteTypeRequest)(nil),     // 40: holdfast.state.v1.DeleteTypeRequest
+	(*DeleteTypeResponse)(nil),    // 41: holdfast.state.v1.DeleteTypeResponse
+	nil,                           // 42: holdfast.state.v1.Object.LabelsEntry
+	nil,                           // 43: holdfast.state.v1.Object.LeasesEntry
+	nil,                           // 44: holdfast.state.v1.Object.TimersEntry
+	nil,                           // 45: holdfast.state.v1.ApplyRequest.LabelsEntry
+	nil,                           // 46: holdfast.state.v1.SetFields.FieldsEntry
+	nil,                           // 47: holdfast.state.v1.SetFields.FieldsJsonEntry
+	nil,                           // 48: holdfast.state.v1.StateFilter.LabelsEntry
+	nil,                           // 49: holdfast.state.v1.ForkStateRequest.LabelsEntry
+	nil,                           // 50: holdfast.state.v1.Type.CollectionSchemasEntry
+	(*timestamppb.Timestamp)(nil), // 51: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 52: google.protobuf.Struct
+	(*v1.Lease)(nil),              // 53: holdfast.type.v1.Lease
+	(*structpb.Value)(nil),        // 54: google.protobuf.Value
+	(*durationpb.Duration)(nil),   // 55: google.protobuf.Duration
 }
 var file_holdfast_state_v1_service_proto_depIdxs = []int32{
 	1,  // 0: holdfast.state.v1.Object.ref:type_name -> holdfast.state.v1.Ref
-	35, // 1: holdfast.state.v1.Object.create_time:type_name -> google.protobuf.Timestamp
-	35, // 2: holdfast.state.v1.Object.update_time:type_name -> google.protobuf.Timestamp
-	35, // 3: holdfast.state.v1.Object.expire_time:type_name -> google.protobuf.Timestamp
-	28, // 4: holdfast.state.v1.Object.labels:type_name -> holdfast.state.v1.Object.LabelsEntry
-	36, // 5: holdfast.state.v1.Object.state:type_name -> google.protobuf.Struct
-	3,  // 6: holdfast.state.v1.Object.pages:type_name -> holdfast.state.v1.Page
-	29, // 7: holdfast.state.v1.Object.leases:type_name -> holdfast.state.v1.Object.LeasesEntry
-	4,  // 8: holdfast.state.v1.Page.entries:type_name -> holdfast.state.v1.Entry
-	37, // 9: holdfast.state.v1.Entry.json:type_name -> google.protobuf.Value
-	1,  // 10: holdfast.state.v1.ApplyRequest.ref:type_name -> holdfast.state.v1.Ref
-	7,  // 11: holdfast.state.v1.ApplyRequest.operations:type_name -> holdfast.state.v1.Operation
-	30, // 12: holdfast.state.v1.ApplyRequest.labels:type_name -> holdfast.state.v1.ApplyRequest.LabelsEntry
-	38, // 13: holdfast.state.v1.ApplyRequest.ttl:type_name -> google.protobuf.Duration
-	15, // 14: holdfast.state.v1.ApplyResponse.results:type_name -> holdfast.state.v1.Result
-	36, // 15: holdfast.state.v1.Operation.set_state:type_name -> google.protobuf.Struct
-	8,  // 16: holdfast.state.v1.Operation.set_fields:type_name -> holdfast.state.v1.SetFields
-	9,  // 17: holdfast.state.v1.Operation.increment:type_name -> holdfast.state.v1.Increment
-	4,  // 18: holdfast.state.v1.Operation.append:type_name -> holdfast.state.v1.Entry
-	10, // 19: holdfast.state.v1.Operation.put:type_name -> holdfast.state.v1.Put
-	11, // 20: holdfast.state.v1.Operation.delete:type_name -> holdfast.state.v1.DeleteEntries
-	12, // 21: holdfast.state.v1.Operation.expect:type_name -> holdfast.state.v1.Expect
-	14, // 22: holdfast.state.v1.Operation.lease:type_name -> holdfast.state.v1.TakeLease
-	31, // 23: holdfast.state.v1.SetFields.fields:type_name -> holdfast.state.v1.SetFields.FieldsEntry
-	32, // 24: holdfast.state.v1.SetFields.fields_json:type_name -> holdfast.state.v1.SetFields.FieldsJsonEntry
-	4,  // 25: holdfast.state.v1.Put.entry:type_name -> holdfast.state.v1.Entry
-	0,  // 26: holdfast.state.v1.Put.on_exists:type_name -> holdfast.state.v1.OnExists
-	37, // 27: holdfast.state.v1.Expect.json:type_name -> google.protobuf.Value
-	13, // 28: holdfast.state.v1.Expect.last:type_name -> holdfast.state.v1.Last
-	4,  // 29: holdfast.state.v1.Last.entries:type_name -> holdfast.state.v1.Entry
-	38, // 30: holdfast.state.v1.TakeLease.duration:type_name -> google.protobuf.Duration
-	4,  // 31: holdfast.state.v1.Result.deleted:type_name -> holdfast.state.v1.Entry
-	39, // 32: holdfast.state.v1.Result.lease:type_name -> holdfast.type.v1.Lease
-	17, // 33: holdfast.state.v1.ReadRequest.reads:type_name -> holdfast.state.v1.ReadOne
-	1,  // 34: holdfast.state.v1.ReadOne.ref:type_name -> holdfast.state.v1.Ref
-	18, // 35: holdfast.state.v1.ReadOne.queries:type_name -> holdfast.state.v1.Query
-	2,  // 36: holdfast.state.v1.ReadResponse.objects:type_name -> holdfast.state.v1.Object
-	33, // 37: holdfast.state.v1.StateFilter.labels:type_name -> holdfast.state.v1.StateFilter.LabelsEntry
-	20, // 38: holdfast.state.v1.ListStatesRequest.filter:type_name -> holdfast.state.v1.StateFilter
-	2,  // 39: holdfast.state.v1.ListStatesResponse.objects:type_name -> holdfast.state.v1.Object
-	1,  // 40: holdfast.state.v1.DeleteStateRequest.ref:type_name -> holdfast.state.v1.Ref
-	1,  // 41: holdfast.state.v1.ForkStateRequest.ref:type_name -> holdfast.state.v1.Ref
-	26, // 42: holdfast.state.v1.ForkStateRequest.through:type_name -> holdfast.state.v1.EntryRef
-	1,  // 43: holdfast.state.v1.ForkStateRequest.new_ref:type_name -> holdfast.state.v1.Ref
-	34, // 44: holdfast.state.v1.ForkStateRequest.labels:type_name -> holdfast.state.v1.ForkStateRequest.LabelsEntry
-	2,  // 45: holdfast.state.v1.ForkStateResponse.object:type_name -> holdfast.state.v1.Object
-	39, // 46: holdfast.state.v1.Object.LeasesEntry.value:type_name -> holdfast.type.v1.Lease
-	37, // 47: holdfast.state.v1.SetFields.FieldsEntry.value:type_name -> google.protobuf.Value
-	5,  // 48: holdfast.state.v1.StateService.Apply:input_type -> holdfast.state.v1.ApplyRequest
-	16, // 49: holdfast.state.v1.StateService.Read:input_type -> holdfast.state.v1.ReadRequest
-	21, // 50: holdfast.state.v1.StateService.ListStates:input_type -> holdfast.state.v1.ListStatesRequest
-	23, // 51: holdfast.state.v1.StateService.DeleteState:input_type -> holdfast.state.v1.DeleteStateRequest
-	25, // 52: holdfast.state.v1.StateService.ForkState:input_type -> holdfast.state.v1.ForkStateRequest
-	6,  // 53: holdfast.state.v1.StateService.Apply:output_type -> holdfast.state.v1.ApplyResponse
-	19, // 54: holdfast.state.v1.StateService.Read:output_type -> holdfast.state.v1.ReadResponse
-	22, // 55: holdfast.state.v1.StateService.ListStates:output_type -> holdfast.state.v1.ListStatesResponse
-	24, // 56: holdfast.state.v1.StateService.DeleteState:output_type -> holdfast.state.v1.DeleteStateResponse
-	27, // 57: holdfast.state.v1.StateService.ForkState:output_type -> holdfast.state.v1.ForkStateResponse
-	53, // [53:58] is the sub-list for method output_type
-	48, // [48:53] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	51, // 1: holdfast.state.v1.Object.create_time:type_name -> google.protobuf.Timestamp
+	51, // 2: holdfast.state.v1.Object.update_time:type_name -> google.protobuf.Timestamp
+	51, // 3: holdfast.state.v1.Object.expire_time:type_name -> google.protobuf.Timestamp
+	42, // 4: holdfast.state.v1.Object.labels:type_name -> holdfast.state.v1.Object.LabelsEntry
+	52, // 5: holdfast.state.v1.Object.state:type_name -> google.protobuf.Struct
+	4,  // 6: holdfast.state.v1.Object.pages:type_name -> holdfast.state.v1.Page
+	43, // 7: holdfast.state.v1.Object.leases:type_name -> holdfast.state.v1.Object.LeasesEntry
+	44, // 8: holdfast.state.v1.Object.timers:type_name -> holdfast.state.v1.Object.TimersEntry
+	51, // 9: holdfast.state.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
+	51, // 10: holdfast.state.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
+	53, // 11: holdfast.state.v1.Timer.lease:type_name -> holdfast.type.v1.Lease
+	5,  // 12: holdfast.state.v1.Page.entries:type_name -> holdfast.state.v1.Entry
+	54, // 13: holdfast.state.v1.Entry.json:type_name -> google.protobuf.Value
+	1,  // 14: holdfast.state.v1.ApplyRequest.ref:type_name -> holdfast.state.v1.Ref
+	8,  // 15: holdfast.state.v1.ApplyRequest.operations:type_name -> holdfast.state.v1.Operation
+	45, // 16: holdfast.state.v1.ApplyRequest.labels:type_name -> holdfast.state.v1.ApplyRequest.LabelsEntry
+	55, // 17: holdfast.state.v1.ApplyRequest.ttl:type_name -> google.protobuf.Duration
+	19, // 18: holdfast.state.v1.ApplyResponse.results:type_name -> holdfast.state.v1.Result
+	52, // 19: holdfast.state.v1.Operation.set_state:type_name -> google.protobuf.Struct
+	9,  // 20: holdfast.state.v1.Operation.set_fields:type_name -> holdfast.state.v1.SetFields
+	10, // 21: holdfast.state.v1.Operation.increment:type_name -> holdfast.state.v1.Increment
+	5,  // 22: holdfast.state.v1.Operation.append:type_name -> holdfast.state.v1.Entry
+	11, // 23: holdfast.state.v1.Operation.put:type_name -> holdfast.state.v1.Put
+	12, // 24: holdfast.state.v1.Operation.delete:type_name -> holdfast.state.v1.DeleteEntries
+	13, // 25: holdfast.state.v1.Operation.expect:type_name -> holdfast.state.v1.Expect
+	15, // 26: holdfast.state.v1.Operation.lease:type_name -> holdfast.state.v1.TakeLease
+	16, // 27: holdfast.state.v1.Operation.set_timer:type_name -> holdfast.state.v1.SetTimer
+	17, // 28: holdfast.state.v1.Operation.finish_timer:type_name -> holdfast.state.v1.FinishTimer
+	46, // 29: holdfast.state.v1.SetFields.fields:type_name -> holdfast.state.v1.SetFields.FieldsEntry
+	47, // 30: holdfast.state.v1.SetFields.fields_json:type_name -> holdfast.state.v1.SetFields.FieldsJsonEntry
+	5,  // 31: holdfast.state.v1.Put.entry:type_name -> holdfast.state.v1.Entry
+	0,  // 32: holdfast.state.v1.Put.on_exists:type_name -> holdfast.state.v1.OnExists
+	54, // 33: holdfast.state.v1.Expect.json:type_name -> google.protobuf.Value
+	14, // 34: holdfast.state.v1.Expect.last:type_name -> holdfast.state.v1.Last
+	5,  // 35: holdfast.state.v1.Last.entries:type_name -> holdfast.state.v1.Entry
+	55, // 36: holdfast.state.v1.TakeLease.duration:type_name -> google.protobuf.Duration
+	51, // 37: holdfast.state.v1.SetTimer.due_time:type_name -> google.protobuf.Timestamp
+	55, // 38: holdfast.state.v1.SetTimer.due_in:type_name -> google.protobuf.Duration
+	55, // 39: holdfast.state.v1.FinishTimer.extend:type_name -> google.protobuf.Duration
+	18, // 40: holdfast.state.v1.FinishTimer.failed:type_name -> holdfast.state.v1.TimerFailure
+	55, // 41: holdfast.state.v1.TimerFailure.retry_after:type_name -> google.protobuf.Duration
+	5,  // 42: holdfast.state.v1.Result.deleted:type_name -> holdfast.state.v1.Entry
+	53, // 43: holdfast.state.v1.Result.lease:type_name -> holdfast.type.v1.Lease
+	21, // 44: holdfast.state.v1.ReadRequest.reads:type_name -> holdfast.state.v1.ReadOne
+	1,  // 45: holdfast.state.v1.ReadOne.ref:type_name -> holdfast.state.v1.Ref
+	22, // 46: holdfast.state.v1.ReadOne.queries:type_name -> holdfast.state.v1.Query
+	2,  // 47: holdfast.state.v1.ReadResponse.objects:type_name -> holdfast.state.v1.Object
+	48, // 48: holdfast.state.v1.StateFilter.labels:type_name -> holdfast.state.v1.StateFilter.LabelsEntry
+	24, // 49: holdfast.state.v1.ListStatesRequest.filter:type_name -> holdfast.state.v1.StateFilter
+	2,  // 50: holdfast.state.v1.ListStatesResponse.objects:type_name -> holdfast.state.v1.Object
+	1,  // 51: holdfast.state.v1.DeleteStateRequest.ref:type_name -> holdfast.state.v1.Ref
+	1,  // 52: holdfast.state.v1.ForkStateRequest.ref:type_name -> holdfast.state.v1.Ref
+	30, // 53: holdfast.state.v1.ForkStateRequest.through:type_name -> holdfast.state.v1.EntryRef
+	1,  // 54: holdfast.state.v1.ForkStateRequest.new_ref:type_name -> holdfast.state.v1.Ref
+	49, // 55: holdfast.state.v1.ForkStateRequest.labels:type_name -> holdfast.state.v1.ForkStateRequest.LabelsEntry
+	2,  // 56: holdfast.state.v1.ForkStateResponse.object:type_name -> holdfast.state.v1.Object
+	55, // 57: holdfast.state.v1.TakeTimersRequest.lease_duration:type_name -> google.protobuf.Duration
+	55, // 58: holdfast.state.v1.TakeTimersRequest.wait:type_name -> google.protobuf.Duration
+	34, // 59: holdfast.state.v1.TakeTimersResponse.timers:type_name -> holdfast.state.v1.TakenTimer
+	1,  // 60: holdfast.state.v1.TakenTimer.ref:type_name -> holdfast.state.v1.Ref
+	3,  // 61: holdfast.state.v1.TakenTimer.timer:type_name -> holdfast.state.v1.Timer
+	51, // 62: holdfast.state.v1.Type.create_time:type_name -> google.protobuf.Timestamp
+	51, // 63: holdfast.state.v1.Type.update_time:type_name -> google.protobuf.Timestamp
+	51, // 64: holdfast.state.v1.Type.expire_time:type_name -> google.protobuf.Timestamp
+	52, // 65: holdfast.state.v1.Type.state_schema:type_name -> google.protobuf.Struct
+	50, // 66: holdfast.state.v1.Type.collection_schemas:type_name -> holdfast.state.v1.Type.CollectionSchemasEntry
+	55, // 67: holdfast.state.v1.Type.ttl:type_name -> google.protobuf.Duration
+	35, // 68: holdfast.state.v1.PutTypeRequest.type:type_name -> holdfast.state.v1.Type
+	35, // 69: holdfast.state.v1.PutTypeResponse.type:type_name -> holdfast.state.v1.Type
+	35, // 70: holdfast.state.v1.ListTypesResponse.types:type_name -> holdfast.state.v1.Type
+	53, // 71: holdfast.state.v1.Object.LeasesEntry.value:type_name -> holdfast.type.v1.Lease
+	3,  // 72: holdfast.state.v1.Object.TimersEntry.value:type_name -> holdfast.state.v1.Timer
+	54, // 73: holdfast.state.v1.SetFields.FieldsEntry.value:type_name -> google.protobuf.Value
+	52, // 74: holdfast.state.v1.Type.CollectionSchemasEntry.value:type_name -> google.protobuf.Struct
+	6,  // 75: holdfast.state.v1.StateService.Apply:input_type -> holdfast.state.v1.ApplyRequest
+	20, // 76: holdfast.state.v1.StateService.Read:input_type -> holdfast.state.v1.ReadRequest
+	25, // 77: holdfast.state.v1.StateService.ListStates:input_type -> holdfast.state.v1.ListStatesRequest
+	27, // 78: holdfast.state.v1.StateService.DeleteState:input_type -> holdfast.state.v1.DeleteStateRequest
+	29, // 79: holdfast.state.v1.StateService.ForkState:input_type -> holdfast.state.v1.ForkStateRequest
+	32, // 80: holdfast.state.v1.StateService.TakeTimers:input_type -> holdfast.state.v1.TakeTimersRequest
+	36, // 81: holdfast.state.v1.StateService.PutType:input_type -> holdfast.state.v1.PutTypeRequest
+	38, // 82: holdfast.state.v1.StateService.ListTypes:input_type -> holdfast.state.v1.ListTypesRequest
+	40, // 83: holdfast.state.v1.StateService.DeleteType:input_type -> holdfast.state.v1.DeleteTypeRequest
+	7,  // 84: holdfast.state.v1.StateService.Apply:output_type -> holdfast.state.v1.ApplyResponse
+	23, // 85: holdfast.state.v1.StateService.Read:output_type -> holdfast.state.v1.ReadResponse
+	26, // 86: holdfast.state.v1.StateService.ListStates:output_type -> holdfast.state.v1.ListStatesResponse
+	28, // 87: holdfast.state.v1.StateService.DeleteState:output_type -> holdfast.state.v1.DeleteStateResponse
+	31, // 88: holdfast.state.v1.StateService.ForkState:output_type -> holdfast.state.v1.ForkStateResponse
+	33, // 89: holdfast.state.v1.StateService.TakeTimers:output_type -> holdfast.state.v1.TakeTimersResponse
+	37, // 90: holdfast.state.v1.StateService.PutType:output_type -> holdfast.state.v1.PutTypeResponse
+	39, // 91: holdfast.state.v1.StateService.ListTypes:output_type -> holdfast.state.v1.ListTypesResponse
+	41, // 92: holdfast.state.v1.StateService.DeleteType:output_type -> holdfast.state.v1.DeleteTypeResponse
+	84, // [84:93] is the sub-list for method output_type
+	75, // [75:84] is the sub-list for method input_type
+	75, // [75:75] is the sub-list for extension type_name
+	75, // [75:75] is the sub-list for extension extendee
+	0,  // [0:75] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_state_v1_service_proto_init() }
@@ -2818,14 +4066,14 @@ func file_holdfast_state_v1_service_proto_init() {
 		return
 	}
 	file_holdfast_state_v1_service_proto_msgTypes[0].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[3].OneofWrappers = []any{
+	file_holdfast_state_v1_service_proto_msgTypes[4].OneofWrappers = []any{
 		(*Entry_Json)(nil),
 		(*Entry_JsonText)(nil),
 		(*Entry_Text)(nil),
 		(*Entry_Data)(nil),
 	}
-	file_holdfast_state_v1_service_proto_msgTypes[4].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[6].OneofWrappers = []any{
+	file_holdfast_state_v1_service_proto_msgTypes[5].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[7].OneofWrappers = []any{
 		(*Operation_SetState)(nil),
 		(*Operation_SetStateJson)(nil),
 		(*Operation_SetFields)(nil),
@@ -2836,9 +4084,12 @@ func file_holdfast_state_v1_service_proto_init() {
 		(*Operation_Expect)(nil),
 		(*Operation_Lease)(nil),
 		(*Operation_Emit)(nil),
+		(*Operation_SetTimer)(nil),
+		(*Operation_ClearTimer)(nil),
+		(*Operation_FinishTimer)(nil),
 	}
-	file_holdfast_state_v1_service_proto_msgTypes[8].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[11].OneofWrappers = []any{
+	file_holdfast_state_v1_service_proto_msgTypes[9].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[12].OneofWrappers = []any{
 		(*Expect_Absent)(nil),
 		(*Expect_Json)(nil),
 		(*Expect_JsonText)(nil),
@@ -2847,18 +4098,29 @@ func file_holdfast_state_v1_service_proto_init() {
 		(*Expect_Version)(nil),
 		(*Expect_Last)(nil),
 	}
-	file_holdfast_state_v1_service_proto_msgTypes[14].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[16].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[19].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[22].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[24].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[15].OneofWrappers = []any{
+		(*SetTimer_DueTime)(nil),
+		(*SetTimer_DueIn)(nil),
+	}
+	file_holdfast_state_v1_service_proto_msgTypes[16].OneofWrappers = []any{
+		(*FinishTimer_Extend)(nil),
+		(*FinishTimer_Failed)(nil),
+		(*FinishTimer_Release)(nil),
+	}
+	file_holdfast_state_v1_service_proto_msgTypes[18].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[20].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[23].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[26].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[28].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[35].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[39].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_state_v1_service_proto_rawDesc), len(file_holdfast_state_v1_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   34,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

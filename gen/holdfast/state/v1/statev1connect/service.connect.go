@@ -44,6 +44,14 @@ const (
 	StateServiceDeleteStateProcedure = "/holdfast.state.v1.StateService/DeleteState"
 	// StateServiceForkStateProcedure is the fully-qualified name of the StateService's ForkState RPC.
 	StateServiceForkStateProcedure = "/holdfast.state.v1.StateService/ForkState"
+	// StateServiceTakeTimersProcedure is the fully-qualified name of the StateService's TakeTimers RPC.
+	StateServiceTakeTimersProcedure = "/holdfast.state.v1.StateService/TakeTimers"
+	// StateServicePutTypeProcedure is the fully-qualified name of the StateService's PutType RPC.
+	StateServicePutTypeProcedure = "/holdfast.state.v1.StateService/PutType"
+	// StateServiceListTypesProcedure is the fully-qualified name of the StateService's ListTypes RPC.
+	StateServiceListTypesProcedure = "/holdfast.state.v1.StateService/ListTypes"
+	// StateServiceDeleteTypeProcedure is the fully-qualified name of the StateService's DeleteType RPC.
+	StateServiceDeleteTypeProcedure = "/holdfast.state.v1.StateService/DeleteType"
 )
 
 // StateServiceClient is a client for the holdfast.state.v1.StateService service.
@@ -72,11 +80,38 @@ type StateServiceClient interface {
 	//	{"ref": {"type": "cart", "name": "ada's copy"}}
 	DeleteState(context.Context, *v1.DeleteStateRequest) (*v1.DeleteStateResponse, error)
 	// ForkState makes a new object of what another is, or was at a version; with `through` a collection of it ends there. It takes
-	// labels along, and no leases. Users fork what is their own. An object of more than 10,000 entries cannot be forked.
+	// labels along, and neither leases nor timers. Users fork what is their own. An object of more than 10,000 entries cannot be forked.
 	//
 	//	{"requestId": "f-1", "ref": {"type": "cart", "name": "ada's"}, "newRef": {"type": "cart", "name": "ada's copy"},
 	//	 "through": {"collection": "items", "key": "000000000001"}}
 	ForkState(context.Context, *v1.ForkStateRequest) (*v1.ForkStateResponse, error)
+	// TakeTimers gives a worker timers that are due, each with a lease. Users take those of their own objects, and a service those of
+	// all. The oldest come first, of the 800 objects with due timers that were changed last. While there is none it waits, as one of the caller's
+	// watches.
+	//
+	// The worker ends the lease with `finish_timer` in an Apply, together with what the timer makes it change: that happens once. A lease that
+	// is over, as when the worker has died, counts as a failure; see FinishTimer. An answer that is lost is a lease that will be over.
+	//
+	//	{"type": "cart", "worker": "mailer-1", "leaseDuration": "30s", "wait": "0.1s"}
+	TakeTimers(context.Context, *v1.TakeTimersRequest) (*v1.TakeTimersResponse, error)
+	// PutType declares what objects of a type are like, instead of what was declared before. Only services may. What is not declared is any
+	// JSON. A declaration holds for changes that begin a second later: what they write must fit it, and what is there already stays.
+	//
+	// A value that does not fit is `invalid_argument`, reason FIELD_INVALID; the field is `state`, or the operation's number and
+	// `entries/<collection>/<key>`, and then a JSON Pointer to what is wrong.
+	//
+	//	{"type": {"type": "invoice", "ttl": "2592000s", "stateSchema": {"type": "object", "required": ["total"],
+	//	 "properties": {"total": {"type": "number", "minimum": 0}}},
+	//	 "collectionSchemas": {"lines": {"type": "object", "required": ["sku"]}}}}
+	PutType(context.Context, *v1.PutTypeRequest) (*v1.PutTypeResponse, error)
+	// ListTypes lists the types that are declared, the last changed first. Only services may.
+	//
+	//	{"pageSize": 20}
+	ListTypes(context.Context, *v1.ListTypesRequest) (*v1.ListTypesResponse, error)
+	// DeleteType ends a declaration; the objects stay. Only services may. One that is not there is no error.
+	//
+	//	{"type": "invoice"}
+	DeleteType(context.Context, *v1.DeleteTypeRequest) (*v1.DeleteTypeResponse, error)
 }
 
 // NewStateServiceClient constructs a client for the holdfast.state.v1.StateService service. By
@@ -122,6 +157,31 @@ func NewStateServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(stateServiceMethods.ByName("ForkState")),
 			connect.WithClientOptions(opts...),
 		),
+		takeTimers: connect.NewClient[v1.TakeTimersRequest, v1.TakeTimersResponse](
+			httpClient,
+			baseURL+StateServiceTakeTimersProcedure,
+			connect.WithSchema(stateServiceMethods.ByName("TakeTimers")),
+			connect.WithClientOptions(opts...),
+		),
+		putType: connect.NewClient[v1.PutTypeRequest, v1.PutTypeResponse](
+			httpClient,
+			baseURL+StateServicePutTypeProcedure,
+			connect.WithSchema(stateServiceMethods.ByName("PutType")),
+			connect.WithClientOptions(opts...),
+		),
+		listTypes: connect.NewClient[v1.ListTypesRequest, v1.ListTypesResponse](
+			httpClient,
+			baseURL+StateServiceListTypesProcedure,
+			connect.WithSchema(stateServiceMethods.ByName("ListTypes")),
+			connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+			connect.WithClientOptions(opts...),
+		),
+		deleteType: connect.NewClient[v1.DeleteTypeRequest, v1.DeleteTypeResponse](
+			httpClient,
+			baseURL+StateServiceDeleteTypeProcedure,
+			connect.WithSchema(stateServiceMethods.ByName("DeleteType")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -132,6 +192,10 @@ type stateServiceClient struct {
 	listStates  *connect.Client[v1.ListStatesRequest, v1.ListStatesResponse]
 	deleteState *connect.Client[v1.DeleteStateRequest, v1.DeleteStateResponse]
 	forkState   *connect.Client[v1.ForkStateRequest, v1.ForkStateResponse]
+	takeTimers  *connect.Client[v1.TakeTimersRequest, v1.TakeTimersResponse]
+	putType     *connect.Client[v1.PutTypeRequest, v1.PutTypeResponse]
+	listTypes   *connect.Client[v1.ListTypesRequest, v1.ListTypesResponse]
+	deleteType  *connect.Client[v1.DeleteTypeRequest, v1.DeleteTypeResponse]
 }
 
 // Apply calls holdfast.state.v1.StateService.Apply.
@@ -179,6 +243,42 @@ func (c *stateServiceClient) ForkState(ctx context.Context, req *v1.ForkStateReq
 	return nil, err
 }
 
+// TakeTimers calls holdfast.state.v1.StateService.TakeTimers.
+func (c *stateServiceClient) TakeTimers(ctx context.Context, req *v1.TakeTimersRequest) (*v1.TakeTimersResponse, error) {
+	response, err := c.takeTimers.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// PutType calls holdfast.state.v1.StateService.PutType.
+func (c *stateServiceClient) PutType(ctx context.Context, req *v1.PutTypeRequest) (*v1.PutTypeResponse, error) {
+	response, err := c.putType.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListTypes calls holdfast.state.v1.StateService.ListTypes.
+func (c *stateServiceClient) ListTypes(ctx context.Context, req *v1.ListTypesRequest) (*v1.ListTypesResponse, error) {
+	response, err := c.listTypes.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteType calls holdfast.state.v1.StateService.DeleteType.
+func (c *stateServiceClient) DeleteType(ctx context.Context, req *v1.DeleteTypeRequest) (*v1.DeleteTypeResponse, error) {
+	response, err := c.deleteType.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // StateServiceHandler is an implementation of the holdfast.state.v1.StateService service.
 type StateServiceHandler interface {
 	// Apply makes operations on one object, in order: all of them, or none. They are one version. An object that is not there is
@@ -205,11 +305,38 @@ type StateServiceHandler interface {
 	//	{"ref": {"type": "cart", "name": "ada's copy"}}
 	DeleteState(context.Context, *v1.DeleteStateRequest) (*v1.DeleteStateResponse, error)
 	// ForkState makes a new object of what another is, or was at a version; with `through` a collection of it ends there. It takes
-	// labels along, and no leases. Users fork what is their own. An object of more than 10,000 entries cannot be forked.
+	// labels along, and neither leases nor timers. Users fork what is their own. An object of more than 10,000 entries cannot be forked.
 	//
 	//	{"requestId": "f-1", "ref": {"type": "cart", "name": "ada's"}, "newRef": {"type": "cart", "name": "ada's copy"},
 	//	 "through": {"collection": "items", "key": "000000000001"}}
 	ForkState(context.Context, *v1.ForkStateRequest) (*v1.ForkStateResponse, error)
+	// TakeTimers gives a worker timers that are due, each with a lease. Users take those of their own objects, and a service those of
+	// all. The oldest come first, of the 800 objects with due timers that were changed last. While there is none it waits, as one of the caller's
+	// watches.
+	//
+	// The worker ends the lease with `finish_timer` in an Apply, together with what the timer makes it change: that happens once. A lease that
+	// is over, as when the worker has died, counts as a failure; see FinishTimer. An answer that is lost is a lease that will be over.
+	//
+	//	{"type": "cart", "worker": "mailer-1", "leaseDuration": "30s", "wait": "0.1s"}
+	TakeTimers(context.Context, *v1.TakeTimersRequest) (*v1.TakeTimersResponse, error)
+	// PutType declares what objects of a type are like, instead of what was declared before. Only services may. What is not declared is any
+	// JSON. A declaration holds for changes that begin a second later: what they write must fit it, and what is there already stays.
+	//
+	// A value that does not fit is `invalid_argument`, reason FIELD_INVALID; the field is `state`, or the operation's number and
+	// `entries/<collection>/<key>`, and then a JSON Pointer to what is wrong.
+	//
+	//	{"type": {"type": "invoice", "ttl": "2592000s", "stateSchema": {"type": "object", "required": ["total"],
+	//	 "properties": {"total": {"type": "number", "minimum": 0}}},
+	//	 "collectionSchemas": {"lines": {"type": "object", "required": ["sku"]}}}}
+	PutType(context.Context, *v1.PutTypeRequest) (*v1.PutTypeResponse, error)
+	// ListTypes lists the types that are declared, the last changed first. Only services may.
+	//
+	//	{"pageSize": 20}
+	ListTypes(context.Context, *v1.ListTypesRequest) (*v1.ListTypesResponse, error)
+	// DeleteType ends a declaration; the objects stay. Only services may. One that is not there is no error.
+	//
+	//	{"type": "invoice"}
+	DeleteType(context.Context, *v1.DeleteTypeRequest) (*v1.DeleteTypeResponse, error)
 }
 
 // NewStateServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -251,6 +378,31 @@ func NewStateServiceHandler(svc StateServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(stateServiceMethods.ByName("ForkState")),
 		connect.WithHandlerOptions(opts...),
 	)
+	stateServiceTakeTimersHandler := connect.NewUnaryHandlerSimple(
+		StateServiceTakeTimersProcedure,
+		svc.TakeTimers,
+		connect.WithSchema(stateServiceMethods.ByName("TakeTimers")),
+		connect.WithHandlerOptions(opts...),
+	)
+	stateServicePutTypeHandler := connect.NewUnaryHandlerSimple(
+		StateServicePutTypeProcedure,
+		svc.PutType,
+		connect.WithSchema(stateServiceMethods.ByName("PutType")),
+		connect.WithHandlerOptions(opts...),
+	)
+	stateServiceListTypesHandler := connect.NewUnaryHandlerSimple(
+		StateServiceListTypesProcedure,
+		svc.ListTypes,
+		connect.WithSchema(stateServiceMethods.ByName("ListTypes")),
+		connect.WithIdempotency(connect.IdempotencyNoSideEffects),
+		connect.WithHandlerOptions(opts...),
+	)
+	stateServiceDeleteTypeHandler := connect.NewUnaryHandlerSimple(
+		StateServiceDeleteTypeProcedure,
+		svc.DeleteType,
+		connect.WithSchema(stateServiceMethods.ByName("DeleteType")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/holdfast.state.v1.StateService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case StateServiceApplyProcedure:
@@ -263,6 +415,14 @@ func NewStateServiceHandler(svc StateServiceHandler, opts ...connect.HandlerOpti
 			stateServiceDeleteStateHandler.ServeHTTP(w, r)
 		case StateServiceForkStateProcedure:
 			stateServiceForkStateHandler.ServeHTTP(w, r)
+		case StateServiceTakeTimersProcedure:
+			stateServiceTakeTimersHandler.ServeHTTP(w, r)
+		case StateServicePutTypeProcedure:
+			stateServicePutTypeHandler.ServeHTTP(w, r)
+		case StateServiceListTypesProcedure:
+			stateServiceListTypesHandler.ServeHTTP(w, r)
+		case StateServiceDeleteTypeProcedure:
+			stateServiceDeleteTypeHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -290,4 +450,20 @@ func (UnimplementedStateServiceHandler) DeleteState(context.Context, *v1.DeleteS
 
 func (UnimplementedStateServiceHandler) ForkState(context.Context, *v1.ForkStateRequest) (*v1.ForkStateResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.state.v1.StateService.ForkState is not implemented"))
+}
+
+func (UnimplementedStateServiceHandler) TakeTimers(context.Context, *v1.TakeTimersRequest) (*v1.TakeTimersResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.state.v1.StateService.TakeTimers is not implemented"))
+}
+
+func (UnimplementedStateServiceHandler) PutType(context.Context, *v1.PutTypeRequest) (*v1.PutTypeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.state.v1.StateService.PutType is not implemented"))
+}
+
+func (UnimplementedStateServiceHandler) ListTypes(context.Context, *v1.ListTypesRequest) (*v1.ListTypesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.state.v1.StateService.ListTypes is not implemented"))
+}
+
+func (UnimplementedStateServiceHandler) DeleteType(context.Context, *v1.DeleteTypeRequest) (*v1.DeleteTypeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.state.v1.StateService.DeleteType is not implemented"))
 }

@@ -12,6 +12,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	structpb "google.golang.org/protobuf/types/known/structpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -40,7 +41,9 @@ type ObjectState struct {
 	// Those that were taken and not released, by name.
 	Leases map[string]*Lease `protobuf:"bytes,7,rep,name=leases,proto3" json:"leases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// The user in the object's name; empty: the whole tenant.
-	Owner         string `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
+	Owner string `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
+	// Those that are set, by name.
+	Timers        map[string]*Timer `protobuf:"bytes,9,rep,name=timers,proto3" json:"timers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -131,6 +134,101 @@ func (x *ObjectState) GetOwner() string {
 	return ""
 }
 
+func (x *ObjectState) GetTimers() map[string]*Timer {
+	if x != nil {
+		return x.Timers
+	}
+	return nil
+}
+
+// Timer is an alarm of an object. One that has neither next_time nor lease, and is not parked, is due.
+type Timer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As it was set.
+	DueTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=due_time,json=dueTime,proto3" json:"due_time,omitempty"`
+	// When it will be due.
+	NextTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=next_time,json=nextTime,proto3" json:"next_time,omitempty"`
+	// How often it was taken.
+	Attempts      int32  `protobuf:"varint,3,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	LastError     string `protobuf:"bytes,4,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	Parked        bool   `protobuf:"varint,5,opt,name=parked,proto3" json:"parked,omitempty"`
+	Lease         *Lease `protobuf:"bytes,6,opt,name=lease,proto3" json:"lease,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Timer) Reset() {
+	*x = Timer{}
+	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Timer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Timer) ProtoMessage() {}
+
+func (x *Timer) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Timer.ProtoReflect.Descriptor instead.
+func (*Timer) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_state_v1_state_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Timer) GetDueTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DueTime
+	}
+	return nil
+}
+
+func (x *Timer) GetNextTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextTime
+	}
+	return nil
+}
+
+func (x *Timer) GetAttempts() int32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *Timer) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *Timer) GetParked() bool {
+	if x != nil {
+		return x.Parked
+	}
+	return false
+}
+
+func (x *Timer) GetLease() *Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
 // Collection is what the state knows of a collection to which entries were appended.
 type Collection struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -142,7 +240,7 @@ type Collection struct {
 
 func (x *Collection) Reset() {
 	*x = Collection{}
-	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[1]
+	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -154,7 +252,7 @@ func (x *Collection) String() string {
 func (*Collection) ProtoMessage() {}
 
 func (x *Collection) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[1]
+	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -167,7 +265,7 @@ func (x *Collection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Collection.ProtoReflect.Descriptor instead.
 func (*Collection) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_state_v1_state_proto_rawDescGZIP(), []int{1}
+	return file_holdfast_store_state_v1_state_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Collection) GetLastSeq() int64 {
@@ -190,7 +288,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -202,7 +300,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[2]
+	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -215,7 +313,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_state_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_holdfast_store_state_v1_state_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Lease) GetNumber() int64 {
@@ -256,7 +354,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -268,7 +366,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[3]
+	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -281,7 +379,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_state_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_holdfast_store_state_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Entry) GetValue() isEntry_Value {
@@ -348,11 +446,80 @@ func (*Entry_Text) isEntry_Value() {}
 
 func (*Entry_Data) isEntry_Value() {}
 
+// TypeState is the declaration of a type.
+type TypeState struct {
+	state             protoimpl.MessageState      `protogen:"open.v1"`
+	StateSchema       *structpb.Struct            `protobuf:"bytes,1,opt,name=state_schema,json=stateSchema,proto3" json:"state_schema,omitempty"`
+	CollectionSchemas map[string]*structpb.Struct `protobuf:"bytes,2,rep,name=collection_schemas,json=collectionSchemas,proto3" json:"collection_schemas,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Ttl               *durationpb.Duration        `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	UsersChangeShared bool                        `protobuf:"varint,4,opt,name=users_change_shared,json=usersChangeShared,proto3" json:"users_change_shared,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *TypeState) Reset() {
+	*x = TypeState{}
+	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TypeState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TypeState) ProtoMessage() {}
+
+func (x *TypeState) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TypeState.ProtoReflect.Descriptor instead.
+func (*TypeState) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_state_v1_state_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *TypeState) GetStateSchema() *structpb.Struct {
+	if x != nil {
+		return x.StateSchema
+	}
+	return nil
+}
+
+func (x *TypeState) GetCollectionSchemas() map[string]*structpb.Struct {
+	if x != nil {
+		return x.CollectionSchemas
+	}
+	return nil
+}
+
+func (x *TypeState) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *TypeState) GetUsersChangeShared() bool {
+	if x != nil {
+		return x.UsersChangeShared
+	}
+	return false
+}
+
 var File_holdfast_store_state_v1_state_proto protoreflect.FileDescriptor
 
 const file_holdfast_store_state_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"#holdfast/store/state/v1/state.proto\x12\x17holdfast.store.state.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe5\x05\n" +
+	"#holdfast/store/state/v1/state.proto\x12\x17holdfast.store.state.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\a\n" +
 	"\vObjectState\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12H\n" +
@@ -361,7 +528,8 @@ const file_holdfast_store_state_v1_state_proto_rawDesc = "" +
 	"\x03ttl\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12W\n" +
 	"\vcollections\x18\x06 \x03(\v25.holdfast.store.state.v1.ObjectState.CollectionsEntryR\vcollections\x12H\n" +
 	"\x06leases\x18\a \x03(\v20.holdfast.store.state.v1.ObjectState.LeasesEntryR\x06leases\x12\x14\n" +
-	"\x05owner\x18\b \x01(\tR\x05owner\x1a9\n" +
+	"\x05owner\x18\b \x01(\tR\x05owner\x12H\n" +
+	"\x06timers\x18\t \x03(\v20.holdfast.store.state.v1.ObjectState.TimersEntryR\x06timers\x1a9\n" +
 	"\vFieldsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -373,7 +541,18 @@ const file_holdfast_store_state_v1_state_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\v2#.holdfast.store.state.v1.CollectionR\x05value:\x028\x01\x1aY\n" +
 	"\vLeasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x124\n" +
-	"\x05value\x18\x02 \x01(\v2\x1e.holdfast.store.state.v1.LeaseR\x05value:\x028\x01\"'\n" +
+	"\x05value\x18\x02 \x01(\v2\x1e.holdfast.store.state.v1.LeaseR\x05value:\x028\x01\x1aY\n" +
+	"\vTimersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x124\n" +
+	"\x05value\x18\x02 \x01(\v2\x1e.holdfast.store.state.v1.TimerR\x05value:\x028\x01\"\x80\x02\n" +
+	"\x05Timer\x125\n" +
+	"\bdue_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\adueTime\x127\n" +
+	"\tnext_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bnextTime\x12\x1a\n" +
+	"\battempts\x18\x03 \x01(\x05R\battempts\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x04 \x01(\tR\tlastError\x12\x16\n" +
+	"\x06parked\x18\x05 \x01(\bR\x06parked\x124\n" +
+	"\x05lease\x18\x06 \x01(\v2\x1e.holdfast.store.state.v1.LeaseR\x05lease\"'\n" +
 	"\n" +
 	"Collection\x12\x19\n" +
 	"\blast_seq\x18\x01 \x01(\x03R\alastSeq\"t\n" +
@@ -387,7 +566,15 @@ const file_holdfast_store_state_v1_state_proto_rawDesc = "" +
 	"\x04text\x18\x02 \x01(\tH\x00R\x04text\x12\x14\n" +
 	"\x04data\x18\x03 \x01(\fH\x00R\x04data\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\x03R\aversionB\a\n" +
-	"\x05valueB\xd6\x01\n" +
+	"\x05value\"\xed\x02\n" +
+	"\tTypeState\x12:\n" +
+	"\fstate_schema\x18\x01 \x01(\v2\x17.google.protobuf.StructR\vstateSchema\x12h\n" +
+	"\x12collection_schemas\x18\x02 \x03(\v29.holdfast.store.state.v1.TypeState.CollectionSchemasEntryR\x11collectionSchemas\x12+\n" +
+	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12.\n" +
+	"\x13users_change_shared\x18\x04 \x01(\bR\x11usersChangeShared\x1a]\n" +
+	"\x16CollectionSchemasEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
+	"\x05value\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x05value:\x028\x01B\xd6\x01\n" +
 	"\x1bcom.holdfast.store.state.v1B\n" +
 	"StateProtoP\x01Z,holdfast/gen/holdfast/store/state/v1;statev1\xa2\x02\x03HSS\xaa\x02\x17Holdfast.Store.State.V1\xca\x02\x17Holdfast\\Store\\State\\V1\xe2\x02#Holdfast\\Store\\State\\V1\\GPBMetadata\xea\x02\x1aHoldfast::Store::State::V1b\x06proto3"
 
@@ -403,33 +590,47 @@ func file_holdfast_store_state_v1_state_proto_rawDescGZIP() []byte {
 	return file_holdfast_store_state_v1_state_proto_rawDescData
 }
 
-var file_holdfast_store_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_holdfast_store_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_holdfast_store_state_v1_state_proto_goTypes = []any{
 	(*ObjectState)(nil),           // 0: holdfast.store.state.v1.ObjectState
-	(*Collection)(nil),            // 1: holdfast.store.state.v1.Collection
-	(*Lease)(nil),                 // 2: holdfast.store.state.v1.Lease
-	(*Entry)(nil),                 // 3: holdfast.store.state.v1.Entry
-	nil,                           // 4: holdfast.store.state.v1.ObjectState.FieldsEntry
-	nil,                           // 5: holdfast.store.state.v1.ObjectState.LabelsEntry
-	nil,                           // 6: holdfast.store.state.v1.ObjectState.CollectionsEntry
-	nil,                           // 7: holdfast.store.state.v1.ObjectState.LeasesEntry
-	(*durationpb.Duration)(nil),   // 8: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*Timer)(nil),                 // 1: holdfast.store.state.v1.Timer
+	(*Collection)(nil),            // 2: holdfast.store.state.v1.Collection
+	(*Lease)(nil),                 // 3: holdfast.store.state.v1.Lease
+	(*Entry)(nil),                 // 4: holdfast.store.state.v1.Entry
+	(*TypeState)(nil),             // 5: holdfast.store.state.v1.TypeState
+	nil,                           // 6: holdfast.store.state.v1.ObjectState.FieldsEntry
+	nil,                           // 7: holdfast.store.state.v1.ObjectState.LabelsEntry
+	nil,                           // 8: holdfast.store.state.v1.ObjectState.CollectionsEntry
+	nil,                           // 9: holdfast.store.state.v1.ObjectState.LeasesEntry
+	nil,                           // 10: holdfast.store.state.v1.ObjectState.TimersEntry
+	nil,                           // 11: holdfast.store.state.v1.TypeState.CollectionSchemasEntry
+	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 14: google.protobuf.Struct
 }
 var file_holdfast_store_state_v1_state_proto_depIdxs = []int32{
-	4, // 0: holdfast.store.state.v1.ObjectState.fields:type_name -> holdfast.store.state.v1.ObjectState.FieldsEntry
-	5, // 1: holdfast.store.state.v1.ObjectState.labels:type_name -> holdfast.store.state.v1.ObjectState.LabelsEntry
-	8, // 2: holdfast.store.state.v1.ObjectState.ttl:type_name -> google.protobuf.Duration
-	6, // 3: holdfast.store.state.v1.ObjectState.collections:type_name -> holdfast.store.state.v1.ObjectState.CollectionsEntry
-	7, // 4: holdfast.store.state.v1.ObjectState.leases:type_name -> holdfast.store.state.v1.ObjectState.LeasesEntry
-	9, // 5: holdfast.store.state.v1.Lease.expire_time:type_name -> google.protobuf.Timestamp
-	1, // 6: holdfast.store.state.v1.ObjectState.CollectionsEntry.value:type_name -> holdfast.store.state.v1.Collection
-	2, // 7: holdfast.store.state.v1.ObjectState.LeasesEntry.value:type_name -> holdfast.store.state.v1.Lease
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	6,  // 0: holdfast.store.state.v1.ObjectState.fields:type_name -> holdfast.store.state.v1.ObjectState.FieldsEntry
+	7,  // 1: holdfast.store.state.v1.ObjectState.labels:type_name -> holdfast.store.state.v1.ObjectState.LabelsEntry
+	12, // 2: holdfast.store.state.v1.ObjectState.ttl:type_name -> google.protobuf.Duration
+	8,  // 3: holdfast.store.state.v1.ObjectState.collections:type_name -> holdfast.store.state.v1.ObjectState.CollectionsEntry
+	9,  // 4: holdfast.store.state.v1.ObjectState.leases:type_name -> holdfast.store.state.v1.ObjectState.LeasesEntry
+	10, // 5: holdfast.store.state.v1.ObjectState.timers:type_name -> holdfast.store.state.v1.ObjectState.TimersEntry
+	13, // 6: holdfast.store.state.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
+	13, // 7: holdfast.store.state.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
+	3,  // 8: holdfast.store.state.v1.Timer.lease:type_name -> holdfast.store.state.v1.Lease
+	13, // 9: holdfast.store.state.v1.Lease.expire_time:type_name -> google.protobuf.Timestamp
+	14, // 10: holdfast.store.state.v1.TypeState.state_schema:type_name -> google.protobuf.Struct
+	11, // 11: holdfast.store.state.v1.TypeState.collection_schemas:type_name -> holdfast.store.state.v1.TypeState.CollectionSchemasEntry
+	12, // 12: holdfast.store.state.v1.TypeState.ttl:type_name -> google.protobuf.Duration
+	2,  // 13: holdfast.store.state.v1.ObjectState.CollectionsEntry.value:type_name -> holdfast.store.state.v1.Collection
+	3,  // 14: holdfast.store.state.v1.ObjectState.LeasesEntry.value:type_name -> holdfast.store.state.v1.Lease
+	1,  // 15: holdfast.store.state.v1.ObjectState.TimersEntry.value:type_name -> holdfast.store.state.v1.Timer
+	14, // 16: holdfast.store.state.v1.TypeState.CollectionSchemasEntry.value:type_name -> google.protobuf.Struct
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_store_state_v1_state_proto_init() }
@@ -437,7 +638,7 @@ func file_holdfast_store_state_v1_state_proto_init() {
 	if File_holdfast_store_state_v1_state_proto != nil {
 		return
 	}
-	file_holdfast_store_state_v1_state_proto_msgTypes[3].OneofWrappers = []any{
+	file_holdfast_store_state_v1_state_proto_msgTypes[4].OneofWrappers = []any{
 		(*Entry_Json)(nil),
 		(*Entry_Text)(nil),
 		(*Entry_Data)(nil),
@@ -448,7 +649,7 @@ func file_holdfast_store_state_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_store_state_v1_state_proto_rawDesc), len(file_holdfast_store_state_v1_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

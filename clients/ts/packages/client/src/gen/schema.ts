@@ -208,16 +208,23 @@ state:
 ApplyRequest operations*@Operation
 ApplyResponse version# created! results*@Result
 DeleteStateResponse existed! version#
+DeleteTypeResponse existed! version#
 Entry collection key version#
 ForkStateResponse object@Object
 ListStatesResponse nextPageToken objects*@Object
-Object ref@Ref owner version# labels% stateJson absent! notModified! pages*@Page leases%@type.Lease
+ListTypesResponse nextPageToken types*@Type
+Object ref@Ref owner version# labels% stateJson absent! notModified! pages*@Page leases%@type.Lease timers%@Timer id
 Operation put@Put
 Page collection entries*@Entry more!
 Put onExists~ON_EXISTS_
+PutTypeResponse type@Type
 ReadResponse objects*@Object
 Ref type name
 Result key number?# numberText put! deletedCount# deleted*@Entry more! lease@type.Lease
+TakeTimersResponse timers*@TakenTimer
+TakenTimer ref@Ref name timer@Timer
+Timer attempts# lastError parked! lease@type.Lease
+Type type owner version# collectionSchemas%. usersChangeShared!
 type:
 Device name platform userAgent address
 Lease fencingToken# holder

@@ -88,5 +88,9 @@ export const answers: { readonly [message: string]: Of<unknown> } = {
   "state.ListStatesResponse": state.ListStatesResponse,
   "state.DeleteStateResponse": state.DeleteStateResponse,
   "state.ForkStateResponse": state.ForkStateResponse,
+  "state.TakeTimersResponse": state.TakeTimersResponse,
+  "state.PutTypeResponse": state.PutTypeResponse,
+  "state.ListTypesResponse": state.ListTypesResponse,
+  "state.DeleteTypeResponse": state.DeleteTypeResponse,
   "watch.WatchResponse": watch.WatchResponse,
 };

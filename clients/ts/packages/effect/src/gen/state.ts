@@ -16,6 +16,12 @@ export const DeleteStateResponse: s.Of<client.state.DeleteStateResponse> = s.mes
   version: s.integer,
 });
 
+/** DeleteTypeResponse says whether there was one. */
+export const DeleteTypeResponse: s.Of<client.state.DeleteTypeResponse> = s.message({
+  existed: s.bool,
+  version: s.integer,
+});
+
 /** Entry is an element of a collection. */
 export const Entry: s.Of<client.state.Entry> = s.message({
   collection: s.text,
@@ -38,6 +44,12 @@ export const ListStatesResponse: s.Of<client.state.ListStatesResponse> = s.messa
   objects: s.list(s.ref(() => Object)),
 });
 
+/** ListTypesResponse is a page of the types. */
+export const ListTypesResponse: s.Of<client.state.ListTypesResponse> = s.message({
+  nextPageToken: s.text,
+  types: s.list(s.ref(() => Type)),
+});
+
 /** Object is an object as callers see it. */
 export const Object: s.Of<client.state.Object> = s.message({
   ref: s.maybe(s.ref(() => Ref)),
@@ -53,6 +65,8 @@ export const Object: s.Of<client.state.Object> = s.message({
   notModified: s.bool,
   pages: s.list(s.ref(() => Page)),
   leases: s.map(s.ref(() => type.Lease)),
+  timers: s.map(s.ref(() => Timer)),
+  id: s.text,
 });
 
 /** Page is a part of a collection. */
@@ -60,6 +74,11 @@ export const Page: s.Of<client.state.Page> = s.message({
   collection: s.text,
   entries: s.list(s.ref(() => Entry)),
   more: s.bool,
+});
+
+/** PutTypeResponse has the type. */
+export const PutTypeResponse: s.Of<client.state.PutTypeResponse> = s.message({
+  type: s.maybe(s.ref(() => Type)),
 });
 
 /** ReadResponse has the objects, in the order of the reads. */
@@ -84,6 +103,42 @@ export const Result: s.Of<client.state.Result> = s.message({
   deleted: s.list(s.ref(() => Entry)),
   more: s.bool,
   lease: s.maybe(s.ref(() => type.Lease)),
+});
+
+/** TakeTimersResponse has the timers that were taken. */
+export const TakeTimersResponse: s.Of<client.state.TakeTimersResponse> = s.message({
+  timers: s.list(s.ref(() => TakenTimer)),
+});
+
+/** TakenTimer is a timer that a worker has. */
+export const TakenTimer: s.Of<client.state.TakenTimer> = s.message({
+  ref: s.maybe(s.ref(() => Ref)),
+  name: s.text,
+  timer: s.maybe(s.ref(() => Timer)),
+});
+
+/** Timer is an alarm of an object. */
+export const Timer: s.Of<client.state.Timer> = s.message({
+  dueTime: s.maybe(s.timestamp),
+  nextTime: s.maybe(s.timestamp),
+  attempts: s.integer,
+  lastError: s.text,
+  parked: s.bool,
+  lease: s.maybe(s.ref(() => type.Lease)),
+});
+
+/** Type is what objects of a type are like. */
+export const Type: s.Of<client.state.Type> = s.message({
+  type: s.text,
+  owner: s.text,
+  version: s.integer,
+  createTime: s.maybe(s.timestamp),
+  updateTime: s.maybe(s.timestamp),
+  expireTime: s.maybe(s.timestamp),
+  stateSchema: s.maybe(s.jsonObject),
+  collectionSchemas: s.map(s.jsonObject),
+  ttl: s.maybe(s.duration),
+  usersChangeShared: s.bool,
 });
 
 /** OnExists is what a Put does where the key has an entry. */
