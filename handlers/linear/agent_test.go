@@ -2,6 +2,7 @@ package linear
 
 import (
 	"encoding/json"
+	"maps"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -23,9 +24,7 @@ func TestAgentSessions(t *testing.T) {
 			"id": "s1", "status": status, "issueId": "i1", "issue": map[string]any{"id": "i1", "team": map[string]any{"id": "eng"}}, "creatorId": "u1", "creator": map[string]any{"id": "u1", "name": "Grace"},
 			"appUserId": "bot", "commentId": "c1", "createdAt": stamp(0), "updatedAt": stamp(at), "endedAt": nil, "externalUrls": []any{map[string]any{"label": "Log", "url": "https://a/b"}},
 		}
-		for k, v := range more {
-			m[k] = v
-		}
+		maps.Copy(m, more)
 		return m
 	}
 	activity := func(id, kind, body string, at int) map[string]any {

@@ -149,12 +149,12 @@ func (p pages) read(lists map[string]connection, err error) (map[string]page, er
 		if err != nil && len(failed) == 0 || c.end == nil {
 			continue
 		}
-		read, wrong := page{}, error(nil)
-		read.things, read.whole = readNodes(list, c.nodes, failed)
-		if read.cursor, wrong = nextCursor(c.end.HasNextPage, c.end.EndCursor, at.cursor); wrong != nil {
+		cursor, wrong := nextCursor(c.end.HasNextPage, c.end.EndCursor, at.cursor)
+		if wrong != nil {
 			return got, wrong
 		}
-		got[list] = read
+		things, whole := readNodes(list, c.nodes, failed)
+		got[list] = page{things, cursor, whole}
 	}
 	switch {
 	case len(got) == len(p.from):

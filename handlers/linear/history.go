@@ -106,7 +106,8 @@ func changed(m protoreflect.Message, f protoreflect.FieldDescriptor) (*structpb.
 func recordChange(tx *object.Tx[issueState], w *issueReport, was *storev1.IssueState, applied bool) bool {
 	stamp, _ := believable(w.stamp, &storev1.IssueState{}, tx.Now())
 	at := fmt.Sprintf("%013d", max(stamp.GetTimeMs(), 0))
-	c, key := proto.CloneOf(w.change), ""
+	c := proto.CloneOf(w.change)
+	var key string
 	switch {
 	case c != nil && (len(c.GetProperties()) > 0 || c.GetAction() != "update"):
 		key = at + "-" + hashFields(c)

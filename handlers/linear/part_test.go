@@ -3,6 +3,7 @@ package linear
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -20,9 +21,7 @@ import (
 // hook is a webhook of any type as Linear sends it, with properties of the envelope beside the data.
 func hook(kind, action string, at int, around map[string]any) map[string]any {
 	m := map[string]any{"type": kind, "action": action, "createdAt": stamp(at), "organizationId": "o1", "actor": map[string]any{"id": "u1", "name": "Grace", "type": "user"}}
-	for k, v := range around {
-		m[k] = v
-	}
+	maps.Copy(m, around)
 	return m
 }
 
@@ -60,16 +59,12 @@ func TestPartsComeInAnyOrder(t *testing.T) {
 	path := b.endpoint(t).GetPath()
 	comment := func(action, id string, at int, more map[string]any) map[string]any {
 		data := map[string]any{"id": id, "issueId": "i1", "createdAt": stamp(len(id)), "updatedAt": stamp(at), "userId": "u1", "user": map[string]any{"id": "u1", "name": "Grace"}}
-		for k, v := range more {
-			data[k] = v
-		}
+		maps.Copy(data, more)
 		return hook("Comment", action, at, map[string]any{"data": data})
 	}
 	attachment := func(action string, at int, more map[string]any) map[string]any {
 		data := map[string]any{"id": "a1", "issueId": "i1", "createdAt": stamp(0), "updatedAt": stamp(at), "title": "PR", "url": "https://github.com/a/b/pull/1", "sourceType": "github"}
-		for k, v := range more {
-			data[k] = v
-		}
+		maps.Copy(data, more)
 		return hook("Attachment", action, at, map[string]any{"data": data})
 	}
 	hooks := []map[string]any{
@@ -269,5 +264,47 @@ func TestRenames(t *testing.T) {
 	b.tell(t, path, "new", issueEvent{"update", "i0", 3, "u", "started", "eng", nil})
 	if got := b.issue(t, ada, "i0"); got.GetLabels()[0].GetName() != "Bug" { // renamed once more
 		t.Errorf("%v", got)
+	}
+}
+
+// One request of the sync reads issues, comments and attachments. One of them that Linear does not answer, or a list that it refuses, does
+// not hold up the others.
+func TestTheSyncReadsParts(t *testing.T) {
+	t.Parallel()
+	s := setupSync(t)
+	ctx := t.Context()
+	s.linear.put("i1", "t", 10)
+	s.linear.comment("c1", "i1", "one", 11)
+	s.linear.attach("a1", "i1", "https://github.com/a/b/pull/1", 12)
+	if err := s.sync(ctx); err != nil || s.linear.asked() != 1 {
+		t.Fatalf("%v after %d requests", err, s.linear.asked())
+	}
+	links := func() int {
+		return len(must(s.service.ListAttachments(ctx, &linearv1.ListAttachmentsRequest{IssueId: "i1"}))(t).GetAttachments())
+	}
+	if got := s.comments(t, "i1", false, 0); !slices.Equal(got, []string{"one"}) || links() != 1 {
+		t.Errorf("%q, %d links", got, links())
+	}
+	s.linear.put("i1", "u", 20)
+	s.linear.comment("c2", "i1", "two", 21)
+	s.linear.comment("c3", "i1", "three", 22)
+	s.linear.attach("a2", "i1", "https://github.com/a/b/pull/2", 23)
+	refuse := func(w http.ResponseWriter, _ *http.Request) {
+		json.NewEncoder(w).Encode(map[string]any{"data": nil, "errors": []any{map[string]any{"path": []any{comments}, "extensions": map[string]any{"code": "FORBIDDEN"}}}})
+	}
+	s.linear.then(refuse)
+	if err := s.sync(ctx); err != nil {
+		t.Fatal(err)
+	}
+	left := s.state(t).GetLists()[0]
+	if s.titles(t)["i1"] != "u" || links() != 2 || len(s.comments(t, "i1", false, 0)) != 1 || left.GetName() != comments || left.GetError() == "" || left.GetNotBefore() == nil {
+		t.Errorf("%v", s.state(t))
+	}
+	s.clock.advance(time.Minute)
+	if err := s.sync(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.comments(t, "i1", false, 0); len(got) != 3 || s.state(t).GetLists()[0].GetError() != "" {
+		t.Errorf("%q, %v", got, s.state(t))
 	}
 }

@@ -290,8 +290,8 @@ func (r *syncRun) endPages(s *storev1.SyncState, done map[string]stored) {
 			p.MetCursor = of.cursor // Brent's algorithm: a circle is found before the pass has gone round it three times
 		}
 		ended, mark := of.cursor == "", p.GetNewestTime()
-		switch {
-		case name == issues:
+		switch name {
+		case issues:
 			s.IssueCount += int32(of.things) //nolint:gosec // a page at a time
 			if ended {
 				s.HighWaterTime, s.Pass = later(s.GetHighWaterTime(), mark), nil
