@@ -112,7 +112,7 @@ func TestAFrozenProcessDoesItsChangesAgain(t *testing.T) {
 			if open() != 1 {
 				t.Error("the closure runs outside of a transaction; this test shows nothing")
 			}
-			for open() > 0 { //nolint:revive // until Postgres has ended the transaction
+			for open() > 0 { // until Postgres has ended the transaction
 			}
 		}
 		tx.State().Name += "+"
