@@ -25,6 +25,7 @@ import (
 	linearstorev1 "holdfast/gen/holdfast/store/linear/v1"
 	projectstorev1 "holdfast/gen/holdfast/store/project/v1"
 	storev1 "holdfast/gen/holdfast/store/session/v1"
+	statestorev1 "holdfast/gen/holdfast/store/state/v1"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -272,7 +273,17 @@ var answerCases = map[string]answerCase{
 		},
 		body: `{"filter":{"type":"note"},"withState":true,"pageSize":200}`, items: []string{"objects.ref.name"}, next: [2]string{"nextPageToken", "pageToken"}, want: 24,
 	},
-	stateRPCs + "Apply": {bounded: "what it has deleted ends at the bound, and 1,000 results have a key or a number each"},
+	stateRPCs + "ListTypes": {
+		service: true,
+		fill: func(f *filler) {
+			for i := range 24 {
+				f.state("state_type", fmt.Sprint("t", i), &statestorev1.TypeState{StateSchema: largeStruct(i, 100_000)})
+			}
+		},
+		body: `{"pageSize":200}`, items: []string{"types.type"}, next: [2]string{"nextPageToken", "pageToken"}, want: 24,
+	},
+	stateRPCs + "TakeTimers": {bounded: "100 timers, each of four names and an error in words"},
+	stateRPCs + "Apply":      {bounded: "what it has deleted ends at the bound, and 1,000 results have a key or a number each"},
 
 	"/holdfast.project.v1.ProjectService/ListProjects": {
 		fill: func(f *filler) {
