@@ -372,7 +372,7 @@ func TestBytesOfAMessage(t *testing.T) {
 	}
 	t.Logf("a message of %d bytes of text takes %d bytes on disk, and %d asleep; a conversation of %d takes %v to fall asleep and %v to wake",
 		length/messages/conversations, awake, asleep, messages, slept, time.Since(began)/conversations)
-	if asleep > 300 {
+	if text := length / messages / conversations; asleep*10 > 16*text { // 300 bytes, with 190 of text
 		t.Errorf("asleep, a message takes %d bytes of %d", asleep, awake)
 	}
 }

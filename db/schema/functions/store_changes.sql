@@ -19,7 +19,7 @@ CREATE OR REPLACE FUNCTION holdfast.store_changes(
 LANGUAGE plpgsql VOLATILE
 AS $$
 DECLARE
-  service CONSTANT text := current_setting('app.service');
+  service CONSTANT text := current_setting('app.service', true);
   fenced bigint; -- objects that passed the fence
   r record;
 BEGIN
