@@ -100,7 +100,7 @@ func eventsItem(r *http.Request, kind, name string) (*watchv1.Item, error) {
 	}
 	state := &watchv1.StateItem{Ref: ref}
 	for _, c := range query["collection"] {
-		state.Collections = append(state.Collections, &watchv1.StateCollection{Collection: c, Limit: int32(limit)}) //nolint:gosec // parsed as one
+		state.Collections = append(state.Collections, &watchv1.StateCollection{Collection: c, Limit: int32(limit)})
 	}
 	cursor := r.Header.Get("Last-Event-ID")
 	for _, text := range slices.Concat([]string{ref.Type, ref.Name, ref.GetOwner(), cursor}, query["collection"]) {
@@ -188,8 +188,9 @@ func (w *eventWriter) Write(p []byte) (int, error) {
 // message tells a message of the stream.
 func (w *eventWriter) message(text []byte) error {
 	var m struct {
-		Cursor         string
-		Changed, Ended json.RawMessage
+		Cursor  string          `json:"cursor"`
+		Changed json.RawMessage `json:"changed"`
+		Ended   json.RawMessage `json:"ended"`
 	}
 	if err := json.Unmarshal(text, &m); err != nil {
 		return fmt.Errorf("handlers: a message of a stream: %w", err)
@@ -219,11 +220,14 @@ func (w *eventWriter) message(text []byte) error {
 func (w *eventWriter) end(text []byte) error {
 	var end struct {
 		Error *struct {
-			Code    connect.Code
-			Message string
-			Details []struct{ Type, Value string }
-		}
-		Metadata http.Header
+			Code    connect.Code `json:"code"`
+			Message string       `json:"message"`
+			Details []struct {
+				Type  string `json:"type"`
+				Value string `json:"value"`
+			} `json:"details"`
+		} `json:"error"`
+		Metadata http.Header `json:"metadata"`
 	}
 	if err := json.Unmarshal(text, &end); err != nil {
 		return fmt.Errorf("handlers: the end of a stream: %w", err)

@@ -56,7 +56,8 @@ func (o *outcome) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 			var over func(error) error
 			ctx, over = o.cutShort(ctx, c)
 			defer func() {
-				if cut := over(err); err != nil { // what it got in time it has
+				cut := over(err)
+				if err != nil { // what it got in time it has
 					err = cut
 				}
 			}()
