@@ -55,7 +55,7 @@ func Register(rt *object.Runtime) Kinds {
 
 func config() object.KindConfig[state] {
 	return object.KindConfig[state]{
-		Name: "state", SchemaVersion: 1, Terms: terms, Users: object.UsersShare, UserRestore: true,
+		Name: "state", SchemaVersion: 1, Terms: terms, Orders: dueOrders, Users: object.UsersShare, UserRestore: true,
 		StateBytes: storedState, EntryBytes: storedEntry,
 		TTLOf:       func(s state) time.Duration { return s.GetTtl().AsDuration() },
 		Collections: map[string]proto.Message{inEntries: &storev1.Entry{}},
@@ -164,13 +164,7 @@ func ownerOf(ctx context.Context, named *string) (identity.User, error) {
 
 // terms are what objects can be listed by.
 func terms(s state) []string {
-	out := append([]string{s.GetType(), ownerTerm(s.GetType(), s.GetOwner())}, labelTerms(s.GetType(), s.GetLabels())...)
-	for _, t := range s.GetTimers() {
-		if due(t) {
-			return append(out, dueTerm(s.GetType()))
-		}
-	}
-	return out
+	return append([]string{s.GetType(), ownerTerm(s.GetType(), s.GetOwner())}, labelTerms(s.GetType(), s.GetLabels())...)
 }
 
 func ownerTerm(kind, owner string) string { return kind + "/owner:" + owner }

@@ -31,7 +31,7 @@ import (
 //	 └── later <─────┴──> parked, after maxAttempts
 //
 // All of it is in the object's state. The runtime's timer of the same name says when the next step comes by itself: it is due, or its
-// lease is over. A term finds the objects that have due timers.
+// lease is over. An order lists the objects that have due timers, the oldest first.
 
 const (
 	maxTimers     = 100
@@ -39,12 +39,30 @@ const (
 	firstBackoff  = time.Second
 	defaultLease  = 30 * time.Second
 	takersAtOnce  = 8
-	duePages      = 4
 	leaseIsOver   = "its lease was over before it was finished"
 	laterThanThat = 10 * 365 * 24 * time.Hour
 )
 
-func dueTerm(kind string) string { return kind + "/due" }
+// dueOrders list an object that has due timers by the oldest of them, among all and among those of its owner.
+func dueOrders(s state) []object.Order {
+	var first *storev1.Timer
+	for _, t := range s.GetTimers() {
+		if due(t) && (first == nil || t.GetDueTime().AsTime().Before(first.GetDueTime().AsTime())) {
+			first = t
+		}
+	}
+	if first == nil {
+		return nil
+	}
+	// Lists begin with the latest.
+	at := time.UnixMilli(lastMilli - min(max(first.GetDueTime().AsTime().UnixMilli(), 0), lastMilli))
+	return []object.Order{{Term: dueTerm(s.GetType()), Time: at}, {Term: dueTerm(ownerTerm(s.GetType(), s.GetOwner())), Time: at}}
+}
+
+// lastMilli is in the year 2286.
+const lastMilli = 9_999_999_999_999
+
+func dueTerm(of string) string { return of + "/due" }
 
 // due reports whether a worker can take a timer.
 func due(t *storev1.Timer) bool {
@@ -210,37 +228,27 @@ func (m *Manager) takeTimers(ctx context.Context, req *statev1.TakeTimersRequest
 	if err != nil {
 		return nil, err
 	}
-	o := object.ListOptions{Terms: []string{dueTerm(req.GetType())}, PageSize: object.MaxPageSize}
+	of := req.GetType()
 	if caller.User != "" {
-		o.Terms = append(o.Terms, ownerTerm(req.GetType(), string(caller.User)))
+		of = ownerTerm(of, string(caller.User))
+	}
+	page, err := m.kind.List(ctx, object.ListOptions{Order: dueTerm(of), PageSize: object.MaxPageSize})
+	if err != nil {
+		return nil, err
 	}
 	type candidate struct {
-		id    object.ID
-		first time.Time
-		due   int
+		id  object.ID
+		due int
 	}
-	var all []candidate
-	for range duePages {
-		page, err := m.kind.List(ctx, o)
-		if err != nil {
-			return nil, err
-		}
-		for _, s := range page.Items {
-			c := candidate{id: s.ID}
-			for _, t := range s.State.GetTimers() {
-				if at := t.GetDueTime().AsTime(); due(t) {
-					if c.due++; c.due == 1 || at.Before(c.first) {
-						c.first = at
-					}
-				}
+	all := make([]candidate, len(page.Items))
+	for i, s := range page.Items {
+		all[i].id = s.ID
+		for _, t := range s.State.GetTimers() {
+			if due(t) {
+				all[i].due++
 			}
-			all = append(all, c)
-		}
-		if o.PageToken = page.Next; page.Next == "" {
-			break
 		}
 	}
-	slices.SortFunc(all, func(a, b candidate) int { return a.first.Compare(b.first) })
 
 	var mu sync.Mutex // guards taken, all and err
 	var takers sync.WaitGroup

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -179,6 +180,37 @@ func TestTimersGoToTheirOwners(t *testing.T) {
 	}
 }
 
+// However many timers have come due since, the one that has waited longest is next.
+func TestTheOldestTimersComeFirst(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for user, name := range map[identity.User]string{ada: "oldest of ada", eve: "oldest of eve"} {
+		year := map[identity.User]int{ada: 2021, eve: 2020}[user]
+		b.as(t, user).apply(t, fmt.Sprintf(`{'ref':{'type':'job','name':'%s'},'operations':[{'setTimer':{'name':'t','dueTime':'%d-01-01T00:00:00Z'}},{'setTimer':{'name':'u','dueIn':'0s'}}]}`, name, year))
+	}
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for j := range 120 {
+				b.as(t, ada).apply(t, fmt.Sprintf(`{'ref':{'type':'job','name':'%d-%d'},'operations':[{'setTimer':{'name':'t','dueTime':'2022-01-01T00:00:%02dZ'}}]}`, i, j, j%60))
+			}
+		})
+	}
+	wg.Wait()
+	names := func(taken []*statev1.TakenTimer) (out []string) {
+		for _, t := range taken {
+			out = append(out, t.GetRef().GetName())
+		}
+		return out
+	}
+	if got := names(b.as(t, ada).take(t, `{'type':'job'}`)); !slices.Equal(got, []string{"oldest of ada"}) {
+		t.Errorf("ada takes %q", got)
+	}
+	if got := names(b.as(t, nobody).take(t, `{'type':'job'}`)); !slices.Equal(got, []string{"oldest of eve"}) {
+		t.Errorf("a service takes %q", got)
+	}
+}
+
 // A worker that waits gets a timer when it is due, on whichever server it was set, and nothing when the time is over.
 func TestAWorkerWaitsForATimer(t *testing.T) {
 	t.Parallel()
@@ -209,7 +241,7 @@ func TestAWorkerWaitsForATimer(t *testing.T) {
 	}
 }
 
-// A timer that fails again and again comes later each time, and then rests, where whoever looks sees why; set again it begins anew.
+// A timer that fails again and again comes later each time, and then rests, and says why; set again, it starts from the beginning.
 func TestATimerThatAlwaysFailsIsParked(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -1030,7 +1030,7 @@ type Operation_Emit struct {
 }
 
 type Operation_SetTimer struct {
-	// Sets a timer, also one that is there, whoever has it.
+	// Sets a timer. One of that name is replaced, even if a worker has it.
 	SetTimer *SetTimer `protobuf:"bytes,11,opt,name=set_timer,json=setTimer,proto3,oneof"`
 }
 

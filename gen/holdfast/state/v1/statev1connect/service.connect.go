@@ -85,9 +85,8 @@ type StateServiceClient interface {
 	//	{"requestId": "f-1", "ref": {"type": "cart", "name": "ada's"}, "newRef": {"type": "cart", "name": "ada's copy"},
 	//	 "through": {"collection": "items", "key": "000000000001"}}
 	ForkState(context.Context, *v1.ForkStateRequest) (*v1.ForkStateResponse, error)
-	// TakeTimers gives a worker timers that are due, each with a lease. Users take those of their own objects, and a service those of
-	// all. The oldest come first, of the 800 objects with due timers that were changed last. While there is none it waits, as one of the caller's
-	// watches.
+	// TakeTimers gives a worker timers that are due, each with a lease, the oldest first. Users take those of their own objects, and a
+	// service those of all. While there is none it waits, as one of the caller's watches.
 	//
 	// The worker ends the lease with `finish_timer` in an Apply, together with what the timer makes it change: that happens once. A lease that
 	// is over, as when the worker has died, counts as a failure; see FinishTimer. An answer that is lost is a lease that will be over.
@@ -310,9 +309,8 @@ type StateServiceHandler interface {
 	//	{"requestId": "f-1", "ref": {"type": "cart", "name": "ada's"}, "newRef": {"type": "cart", "name": "ada's copy"},
 	//	 "through": {"collection": "items", "key": "000000000001"}}
 	ForkState(context.Context, *v1.ForkStateRequest) (*v1.ForkStateResponse, error)
-	// TakeTimers gives a worker timers that are due, each with a lease. Users take those of their own objects, and a service those of
-	// all. The oldest come first, of the 800 objects with due timers that were changed last. While there is none it waits, as one of the caller's
-	// watches.
+	// TakeTimers gives a worker timers that are due, each with a lease, the oldest first. Users take those of their own objects, and a
+	// service those of all. While there is none it waits, as one of the caller's watches.
 	//
 	// The worker ends the lease with `finish_timer` in an Apply, together with what the timer makes it change: that happens once. A lease that
 	// is over, as when the worker has died, counts as a failure; see FinishTimer. An answer that is lost is a lease that will be over.

@@ -63,9 +63,8 @@ export interface StateService {
   forkState(request: ForkStateRequest, options?: CallOptions): Promise<ForkStateResponse>;
 
   /**
-   * TakeTimers gives a worker timers that are due, each with a lease. Users take those of their own objects, and a service those of
-   * all. The oldest come first, of the 800 objects with due timers that were changed last. While there is none it waits, as one of the caller's
-   * watches.
+   * TakeTimers gives a worker timers that are due, each with a lease, the oldest first. Users take those of their own objects, and a
+   * service those of all. While there is none it waits, as one of the caller's watches.
    *
    * The worker ends the lease with `finish_timer` in an Apply, together with what the timer makes it change: that happens once. A lease that
    * is over, as when the worker has died, counts as a failure; see FinishTimer. An answer that is lost is a lease that will be over.
@@ -533,7 +532,7 @@ export interface OperationInput {
   lease?: TakeLeaseInput | undefined;
   /** Names the change in the object's journal. */
   emit?: string | undefined;
-  /** Sets a timer, also one that is there, whoever has it. */
+  /** Sets a timer. One of that name is replaced, even if a worker has it. */
   setTimer?: SetTimerInput | undefined;
   /** Removes a timer by its name; one that is not there is passed over. */
   clearTimer?: string | undefined;
