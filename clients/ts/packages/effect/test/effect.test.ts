@@ -4,7 +4,7 @@ import { readFile } from "node:fs/promises";
 import { after, before, beforeEach, describe, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
-import { ConfigProvider, Effect, Exit, Fiber, Layer, Redacted, Scope, Stream, Tracer } from "effect";
+import { ConfigProvider, Effect, Exit, Fiber, Layer, Queue, Redacted, Scope, Stream, Tracer } from "effect";
 import { build } from "esbuild";
 import { type Server, start } from "../../../test/server.ts";
 import { Holdfast, type HoldfastError, NotAllowed, type Options, type Service } from "../src/index.ts";
@@ -106,11 +106,12 @@ describe("effect", () => {
 
   test("an interruption ends the call, the list and the watch that are waited for", { timeout: 20_000 }, async () => {
     let open = 0;
+    const calls = Effect.runSync(Queue.unbounded<number>()); // how many are open, after each change
     const hanging: typeof fetch = (_, init) => {
-      open++;
+      Queue.offerUnsafe(calls, ++open);
       return new Promise((_, reject) =>
         init?.signal?.addEventListener("abort", () => {
-          open--;
+          Queue.offerUnsafe(calls, --open);
           reject(init.signal?.reason);
         }),
       );
@@ -124,9 +125,9 @@ describe("effect", () => {
             Stream.runDrain(hf.conversation(id).watch()),
           ]) {
             const fiber = yield* Effect.forkChild(work);
-            yield* Effect.sleep("5 millis").pipe(Effect.repeat({ until: () => open === 1 }));
+            yield* Queue.take(calls).pipe(Effect.repeat({ until: (open) => open === 1 }));
             yield* Fiber.interrupt(fiber);
-            yield* Effect.sleep("5 millis").pipe(Effect.repeat({ until: () => open === 0 }));
+            yield* Queue.take(calls).pipe(Effect.repeat({ until: (open) => open === 0 }));
           }
         }),
       { fetch: hanging },
@@ -174,20 +175,28 @@ describe("effect", () => {
 
   test("who loses a lease is told, and nobody else", { timeout: 30_000 }, async () => {
     const ref = { type: "job", name: "nightly" };
-    const lost = await run((hf) =>
-      Effect.gen(function* () {
-        const short = { name: "runner", holder: "a", duration: "1s" } as const;
-        const lease = yield* hf.lease(ref, short);
-        const other = yield* Effect.flip(Effect.scoped(hf.lease(ref, { ...short, holder: "b" })));
-        assert.equal(other.reason._tag, "LEASE_HELD");
-        // It is kept beyond its time.
-        yield* Effect.sleep("1500 millis");
-        assert.equal((yield* Effect.flip(Effect.scoped(hf.lease(ref, short)))).reason._tag, "LEASE_HELD");
-        // Someone takes it away.
-        yield* hf.rpc.state.deleteState({ ref });
-        yield* hf.lease(ref, { ...short, holder: "c" });
-        return yield* Effect.flip(lease.lost);
-      }),
+    const applied = Effect.runSync(Queue.unbounded<void>());
+    const telling: typeof fetch = async (input, init) => {
+      const answer = await fetch(input, init);
+      if (String(input).endsWith("/Apply")) Queue.offerUnsafe(applied, undefined);
+      return answer;
+    };
+    const lost = await run(
+      (hf) =>
+        Effect.gen(function* () {
+          const short = { name: "runner", holder: "a", duration: "1s" } as const;
+          const lease = yield* hf.lease(ref, short);
+          const other = yield* Effect.flip(Effect.scoped(hf.lease(ref, { ...short, holder: "b" })));
+          assert.equal(other.reason._tag, "LEASE_HELD");
+          // It is kept beyond its time: two calls took it and were refused it, and four renew it, each after a third of the time.
+          yield* Queue.take(applied).pipe(Effect.repeat({ times: 5 }));
+          assert.equal((yield* Effect.flip(Effect.scoped(hf.lease(ref, short)))).reason._tag, "LEASE_HELD");
+          // Someone takes it away.
+          yield* hf.rpc.state.deleteState({ ref });
+          yield* hf.lease(ref, { ...short, holder: "c" });
+          return yield* Effect.flip(lease.lost);
+        }),
+      { fetch: telling },
     );
     assert.equal((lost as HoldfastError).reason._tag, "FENCED");
   });
