@@ -222,7 +222,7 @@ func TestRowLevelSecurity(t *testing.T) {
 	}
 }
 
-// An owned entry is seen by its owner and by services, whoever has the object; one without an owner by services alone.
+// An owned entry is seen by its own owner and by services, not by the owner of the object; one without an owner by services alone.
 func TestOwnedEntriesAreTheirOwners(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

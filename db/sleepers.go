@@ -25,7 +25,7 @@ type Sleeper struct {
 	Lock int64
 }
 
-// The most that an object may have if it is to sleep. Whoever wakes it waits for this, and holds it in memory.
+// The most that an object may have if it is to sleep. The process that wakes it waits for this, and holds it in memory.
 const (
 	MostSleeperRows  = 10_000
 	MostSleeperBytes = 8 << 20

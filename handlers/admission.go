@@ -154,7 +154,7 @@ const (
 
 // places bound the bodies of a route that are in memory, by number and by bytes, for a path and for all. A body takes its place with
 // the first read, so a handler that refuses by the headers takes none. One that needs a place when there is none puts out the body
-// that has been arriving for longest: slow bodies, of whoever knows a path, do not keep a quick one out. Safe for concurrent use.
+// that has been arriving for longest: slow bodies do not keep a quick one out. Safe for concurrent use.
 type places struct {
 	most, mostPerPath int
 

@@ -63,7 +63,7 @@ func TestTheAPIHasOneForm(t *testing.T) {
 	}
 }
 
-// numbered tells whether a message has a field of that name in that place.
+// numbered reports whether a message has a field of that name in that place.
 func numbered(m protoreflect.MessageDescriptor, name protoreflect.Name, number protoreflect.FieldNumber) bool {
 	f := m.Fields().ByName(name)
 	return f != nil && f.Number() == number

@@ -34,7 +34,7 @@ const eventsPath = "/v1/state/"
 // defaultEntries is how many entries of each collection the events begin with, as a page of Read.
 const defaultEntries = 50
 
-// events turns a GET into a call of Watch, and its answer into Server-Sent Events. So whoever may watch, how many streams they may
+// events turns a GET into a call of Watch, and its answer into Server-Sent Events. So who may watch, how many streams they may
 // have, and what ends them are the same.
 type events struct {
 	watch    http.Handler

@@ -21,7 +21,7 @@ import (
 )
 
 // update writes the golden states of the release in the making anew.
-var update = flag.Bool("update", false, "write the golden files of this release anew")
+var update = flag.Bool("update", false, "write the golden files of this release again")
 
 // goldenRelease is the directory of the release in the making. The files of one that is out never change: they are what is
 // in databases.

@@ -181,7 +181,7 @@ func tagged(procedure string) bool {
 }
 
 // conditional adds an ETag to answers of tagged calls by HTTP GET, and answers 304 if the caller presents it. A browser's cache
-// finds an answer by its URL, whoever asked, and Chromium presents the ETag even if Vary says that the answer was another
+// finds an answer by its URL for all callers, and Chromium presents the ETag even if Vary says that the answer was another
 // user's. So the tag is a hash of the caller and of the whole answer, which includes the object's version and creation time.
 type conditional struct{ serverSide }
 

@@ -24,7 +24,7 @@ import (
 // counts exactly.
 const clockSkew = 30 * time.Second
 
-// algorithms are those with a public key. With a shared secret whoever can verify a token could also make one.
+// algorithms are those with a public key. With a shared secret, anyone who can verify a token can also make one.
 var algorithms = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 
 // TokenConfig says which JWTs of the application's own identity provider are accepted.

@@ -19,7 +19,7 @@ type Tenant string
 // User is the id of a tenant's user. The empty user owns what the whole tenant shares.
 type User string
 
-// Valid tells whether u can be a user's id: 1 to 128 bytes of printable text.
+// Valid reports whether u can be a user's id: 1 to 128 bytes of printable text.
 func (u User) Valid() bool {
 	s := string(u)
 	return s != "" && len(s) <= 128 && utf8.ValidString(s) &&

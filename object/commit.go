@@ -42,7 +42,7 @@ func (rt *Runtime) bound(works []*work) {
 	}
 }
 
-// prepare tells whether an object may take the fast path: the cache has it, or it is about to be created. One that was deleted
+// prepare reports whether an object may take the fast path: the cache has it, or it is about to be created. One that was deleted
 // does not: a retry of its deletion must not pass for the first request of a new life. Nor does one whose lock was not to be had.
 func (rt *Runtime) prepare(w *work) bool {
 	w.base = rt.cache.get(w.box.key)

@@ -56,7 +56,7 @@
 // Each event of the journal has what its change replaced: fields, keys of maps, entries, timers (internal/journal). To see the object as it was,
 // the runtime begins with what is stored and takes events back, the newest first, in one snapshot of the database. A
 // restore is an ordinary change computed from that, fenced by the version it was computed at. A deleted object keeps its
-// rows for a day, and can come back with them; one that was made anew has no history of its earlier life.
+// rows for a day, and can come back with them; one that was created again has no history of its earlier life.
 //
 // # Sleep
 //

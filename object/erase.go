@@ -38,7 +38,7 @@ const longID = 8
 // gets an empty one. The request ids that the user chose are forgotten, too.
 //
 // An id of less than 8 bytes is taken out only where it stands alone. Ids of objects cannot change; if they have the
-// user's id in them they are in Left. A user who may still sign in can begin anew. It may be ended and run again. It
+// user's id in them they are in Left. A user who may still sign in can start again. It may be ended and run again. It
 // returns ErrNewerSchema where a newer release wrote what mentions the user, or an error of package db.
 func (rt *Runtime) EraseUser(ctx context.Context, user identity.User) (Erased, error) {
 	var out Erased

@@ -115,7 +115,7 @@ func (r Recent) Len() int { return len(r.r.entries) }
 // Bytes is what they are believed to take.
 func (r Recent) Bytes() int { return r.r.bytes }
 
-// Hearing tells whether hints arrive, and Peers how many other processes were heard.
+// Hearing reports whether hints arrive, and Peers how many other processes were heard.
 func (rt *Runtime) Hearing() bool { return rt.fanout.hearing() }
 
 // Peers is how many other processes are thought to be there.

@@ -113,14 +113,14 @@ func (f *fanout) wake() {
 	}
 }
 
-// inCompany tells whether there are other processes.
+// inCompany reports whether there are other processes.
 func (f *fanout) inCompany() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return len(f.peers) > 0
 }
 
-// hearing tells whether hints arrive here.
+// hearing reports whether hints arrive here.
 func (f *fanout) hearing() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -220,7 +220,7 @@ func (f *fanout) receive() {
 // errDeaf: we greeted and did not hear it.
 var errDeaf = errors.New("object: what is sent does not arrive; LISTEN needs a connection to Postgres itself, not through a pooler")
 
-// listen receives until the connection is lost, or found to be deaf. It tells whether anything arrived.
+// listen receives until the connection is lost, or found to be deaf. It reports whether anything arrived.
 func (f *fanout) listen(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -265,7 +265,7 @@ func (f *fanout) hello() {
 	f.wake()
 }
 
-// on takes a message, and tells whether it was our own.
+// on takes a message, and reports whether it was our own.
 func (f *fanout) on(message string) (own bool) {
 	from, hints, _ := strings.Cut(message, "\n")
 	now := f.rt.db.Now()

@@ -58,7 +58,7 @@ func (k *Kind[S]) SchemaVersion() int32 { return k.schemaVersion }
 // ServicesOnly reports whether users are shown nothing of the kind's objects; see UsersNever.
 func (k *Kind[S]) ServicesOnly() bool { return k.users == UsersNever }
 
-// UserRestore tells whether users may restore, fork and delete what they own through the inspector; see KindConfig.
+// UserRestore reports whether users may restore, fork and delete what they own through the inspector; see KindConfig.
 func (k *Kind[S]) UserRestore() bool { return k.userRestore }
 
 // NoRestore tells that objects of the kind can be neither restored nor forked; see KindConfig.

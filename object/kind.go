@@ -30,7 +30,7 @@ type KindConfig[S proto.Message] struct {
 	// UserRestore lets users, and not only services, restore and delete what they own through the inspector, past the rules of
 	// the kind's manager.
 	UserRestore bool
-	// NoRestore refuses to restore and fork objects of the kind, whoever asks: what they have revoked would be good again.
+	// NoRestore refuses all callers to restore and fork objects of the kind: what they have revoked would be good again.
 	NoRestore bool
 	// Restored takes from a state that a restore or a fork brings back what must not come back, such as leases and fencing
 	// tokens that were given to others since. was is the state that it replaces, nil where there is none: read it, never
@@ -57,7 +57,7 @@ type KindConfig[S proto.Message] struct {
 	Orders func(S) []Order
 	// Collections maps the name of each collection to a message of its entries' type.
 	Collections map[string]proto.Message
-	// Owned names the collections whose entries belong to one user each, whoever has the object: see Tx.PutFor. A user reads and
+	// Owned names the collections whose entries belong to one user each, and not to the object's owner: see Tx.PutFor. A user reads and
 	// changes none of another's. Services read and change all of them, and those that belong to nobody are theirs alone.
 	Owned []string
 	// Recent names the collection whose newest entries View can return; at least RecentKeep of them stay in the cache
@@ -319,13 +319,13 @@ type updateOptions struct {
 
 type entryKey struct{ collection, key string }
 
-// Create wants the object not to exist: ErrExists where it does, whoever has it.
+// Create wants the object not to exist: ErrExists where it does, also as the object of another.
 func Create() UpdateOption { return func(o *updateOptions) { o.create = true } }
 
 // Upsert creates the object where it does not exist: ErrExists where another user has it.
 func Upsert() UpdateOption { return func(o *updateOptions) { o.upsert = true } }
 
-// Shared makes what the change creates belong to the whole tenant, whoever the caller is. An object that is there keeps
+// Shared makes what the change creates belong to the whole tenant and not to the caller. An object that is there keeps
 // its owner.
 func Shared() UpdateOption { return func(o *updateOptions) { o.shared = true } }
 

@@ -336,7 +336,7 @@ func TestEraseUserDeletesOwnedEntries(t *testing.T) {
 	}
 }
 
-// A life begins without the entries of the one before, whoever had them and whoever begins it.
+// A life begins without the entries of the one before, of all owners.
 func TestALifeBeginsWithoutOthersEntries(t *testing.T) {
 	t.Parallel()
 	b := setup(t)

@@ -60,7 +60,7 @@ type growth struct {
 	note    int64 // the event
 }
 
-// frees tells whether a change passes a full quota. It frees at least half of what the journal notes of it: otherwise removing a large
+// frees reports whether a change passes a full quota. It frees at least half of what the journal notes of it: otherwise removing a large
 // state byte by byte would fill the journal.
 func (g growth) frees() bool { return g.objects <= 0 && g.bytes < 0 && g.note <= freeNote-2*g.bytes }
 
@@ -75,7 +75,7 @@ func (q Quota) over(scope string, used amount, g growth) *QuotaError {
 	return nil
 }
 
-// half tells whether so much is at least half of a quota.
+// half reports whether so much is at least half of a quota.
 func (q Quota) half(used amount) bool {
 	return q.Objects > 0 && used.objects >= q.Objects/2 || q.Bytes > 0 && used.bytes >= q.Bytes/2
 }

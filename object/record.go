@@ -20,7 +20,7 @@ type Entry struct {
 // held is an entry as a change sees it; without a value there is none.
 type held struct {
 	value proto.Message
-	owner *identity.User // nil: the object's, whoever that is
+	owner *identity.User // nil: the object's
 }
 
 // ownerOf is the owner in a held that has the columns of a row.
@@ -91,12 +91,12 @@ func (k *kind) room(r *record) Room {
 	return Room{Bytes: AnswerBytes - max(r.stateSize, min(jsonBlowUp*r.stateSize, k.stateBytes))}
 }
 
-// live tells whether the object can be found at now: time to live is a read rule, deletion only housekeeping.
+// live reports whether the object can be found at now: time to live is a read rule, deletion only housekeeping.
 func (r *record) live(now time.Time) bool {
 	return r != nil && r.state != nil && (r.expire.IsZero() || now.Before(r.expire))
 }
 
-// deleted tells whether the object was deleted, and not so long ago that its rows may be gone.
+// deleted reports whether the object was deleted, and not so long ago that its rows may be gone.
 func (r *record) deleted(now time.Time) bool {
 	return r != nil && r.state == nil && now.Before(r.expire)
 }

@@ -177,7 +177,7 @@ func (w *work) storeTimers(c *db.Changes, name db.Name) (stored string, err erro
 }
 
 // fire is the closure of a timer's change. What it finds under the fence decides: a timer that another process has run
-// meanwhile, or that was cleared or set anew, is not there any more.
+// meanwhile, or that was cleared or set again, is not there any more.
 func (k *kind) fire(name string, due time.Time, stale *bool) func(*txn) error {
 	return func(t *txn) error {
 		at, ok := t.timers.find(name)
@@ -340,7 +340,7 @@ func (s *scheduler) wait() time.Duration {
 	return s.wake.Sub(now)
 }
 
-// ofOneTenant tells whether timers are all of one tenant.
+// ofOneTenant reports whether timers are all of one tenant.
 func ofOneTenant(due []dbsqlc.ClaimTimersRow) bool {
 	return !slices.ContainsFunc(due, func(r dbsqlc.ClaimTimersRow) bool { return r.TenantID != due[0].TenantID })
 }

@@ -121,7 +121,7 @@ func (t *txn) Entry(collection, key string) proto.Message {
 	return nil
 }
 
-// entry is Entry with the owner, and whoever that is.
+// entry is Entry of any owner, and says which.
 func (t *txn) entry(k entryKey) held {
 	for i := range t.puts {
 		if t.puts[i].entryKey == k {

@@ -571,7 +571,7 @@ func (w *work) store(c *db.Changes) error {
 	return nil
 }
 
-// terms and orders are the object's after the batch; same tells whether they, and the activity that terms are listed by, are as before.
+// terms and orders are the object's after the batch; same reports whether they, and the activity that terms are listed by, are as before.
 func (w *work) terms() (is []string, orders []Order, same bool) {
 	var was []string
 	var before []Order

@@ -6,7 +6,7 @@ INSERT INTO holdfast.tenants (tenant_id, title) VALUES (@tenant_id, @title) ON C
 -- name: ListTenants :many
 SELECT tenant_id, title, create_time FROM holdfast.tenants ORDER BY tenant_id;
 
--- TenantExists tells whether a tenant is there.
+-- TenantExists reports whether a tenant is there.
 -- name: TenantExists :one
 SELECT EXISTS (SELECT FROM holdfast.tenants WHERE tenant_id = @tenant_id);
 

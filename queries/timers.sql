@@ -12,7 +12,7 @@ FROM holdfast.claim_timers(@kinds::text[], @at_most::integer, @lease_seconds::do
 SELECT tenant_id, kind, object_id, name, due_time, next_time, attempts, last_error
 FROM holdfast.claim_timers_in_turn(@kinds::text[], @at_most::integer, @lease_seconds::double precision, @read_at_most::integer);
 
--- SettleTimer gives a claimed timer back, unless the object has set it anew or cleared it.
+-- SettleTimer gives a claimed timer back, unless the object has set it again or cleared it.
 -- name: SettleTimer :exec
 UPDATE holdfast.timers SET lease_time = NULL, next_time = @next_time, attempts = @attempts, last_error = @last_error,
   parked = @parked

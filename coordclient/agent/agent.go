@@ -1,4 +1,4 @@
-// Package agent keeps tasks of ProjectService in step with the runs of coding agents, whoever runs them. What differs between
+// Package agent keeps tasks of ProjectService in step with the runs of coding agents of any provider. What differs between
 // providers is in an Adapter; packages codegen and cursor have one each, and docs/tasks.md shows how to write another.
 package agent
 
@@ -175,7 +175,7 @@ func (t *Tasks) read(ctx context.Context, tasks map[string]string) (last *projec
 	for id := range tasks {
 		ids = append(ids, id)
 	}
-	at := timestamppb.New(t.now()) // a later reader's word goes before an earlier one's, whoever is first to put it
+	at := timestamppb.New(t.now()) // two readers may put their reports in either order; the later read wins
 	runs, err := t.Adapter.Read(ctx, ids)
 	errs := []error{err}
 	for _, run := range runs {

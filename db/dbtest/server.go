@@ -141,7 +141,7 @@ func complain(err error) {
 	}
 }
 
-// accepts tells whether a server takes connections and runs statements.
+// accepts reports whether a server takes connections and runs statements.
 func accepts(ctx context.Context, databaseURL string) error {
 	conn, err := pgx.Connect(ctx, databaseURL)
 	if err != nil {

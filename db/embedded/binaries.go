@@ -194,7 +194,7 @@ func (t toolbox) version(ctx context.Context, dir string) (string, error) {
 	return strings.TrimSpace(out.String()), err
 }
 
-// canEnter tells whether the server's user can work in dir, by trying: permissions have more to them than mode bits.
+// canEnter reports whether the server's user can work in dir, by trying: permissions have more to them than mode bits.
 func (t toolbox) canEnter(ctx context.Context, dir string) error {
 	if !t.account.other {
 		return nil

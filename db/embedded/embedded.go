@@ -349,7 +349,7 @@ func freePort(ctx context.Context) (int, error) {
 	return strconv.Atoi(port)
 }
 
-// portFree asks before postgres does: its own complaint comes too late to keep us from talking to whoever has the port.
+// portFree asks before postgres does: its own complaint comes too late to keep us from talking to another server on the port.
 func portFree(ctx context.Context, port int) error {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if err != nil {

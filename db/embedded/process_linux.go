@@ -12,7 +12,7 @@ const kernelWatches = true
 
 func setDeathSignal(attr *syscall.SysProcAttr, sig syscall.Signal) { attr.Pdeathsig = sig }
 
-// isServer tells whether a living process is the server of a data directory. A server works in its data directory,
+// isServer reports whether a living process is the server of a data directory. A server works in its data directory,
 // and its name tells it from a shell that somebody opened there. A zombie works nowhere, so it is none.
 func isServer(pid int, data string) bool {
 	cwd, err1 := os.Stat(fmt.Sprintf("/proc/%d/cwd", pid))

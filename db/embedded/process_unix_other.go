@@ -16,7 +16,7 @@ const kernelWatches = false
 
 func setDeathSignal(*syscall.SysProcAttr, syscall.Signal) {}
 
-// isServer tells whether a living process is the server of a data directory, by its command line: this package
+// isServer reports whether a living process is the server of a data directory, by its command line: this package
 // starts servers with the directory as an argument of its own.
 func isServer(pid int, data string) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)

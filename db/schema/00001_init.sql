@@ -121,7 +121,7 @@ CREATE TABLE holdfast.entries (
   -- The object's version that wrote it last.
   version    bigint NOT NULL,
   body       jsonb NOT NULL,
-  -- The entry is owner_id's alone, whoever has the object; without an owner it is for services.
+  -- The entry belongs to owner_id alone, not to the object's owner; without an owner it is for services.
   owned      boolean NOT NULL DEFAULT false,
   CONSTRAINT entries_pkey PRIMARY KEY (tenant_id, kind, object_id, collection, key),
   CONSTRAINT entries_body_check CHECK (jsonb_typeof(body) = 'object')

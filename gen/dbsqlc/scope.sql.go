@@ -111,7 +111,7 @@ type EnterScopeRow struct {
 }
 
 // EnterScope makes the rest of the transaction act for one tenant's callers: the role, and the settings that
-// row-level security reads. It answers the database's clock. Array statements are planned anew at each run unless
+// row-level security reads. It answers the database's clock. Array statements are planned again at each run unless
 // told otherwise, which took a quarter of a read: hence the generic plan. A server that is cut off from Postgres between
 // the two round trips of a change would keep its locks as long as nobody notices: five seconds. A lock that
 // is held for longer ends the wait for it, and a statement that goes on for longer than any caller waits is canceled, so

@@ -208,7 +208,7 @@ const TenantExists = `-- name: TenantExists :one
 SELECT EXISTS (SELECT FROM holdfast.tenants WHERE tenant_id = $1)
 `
 
-// TenantExists tells whether a tenant is there.
+// TenantExists reports whether a tenant is there.
 func (q *Queries) TenantExists(ctx context.Context, tenantID string) (bool, error) {
 	row := q.db.QueryRow(ctx, TenantExists, tenantID)
 	var exists bool

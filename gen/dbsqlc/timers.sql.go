@@ -216,7 +216,7 @@ type SettleTimerParams struct {
 	DueTime   time.Time
 }
 
-// SettleTimer gives a claimed timer back, unless the object has set it anew or cleared it.
+// SettleTimer gives a claimed timer back, unless the object has set it again or cleared it.
 func (q *Queries) SettleTimer(ctx context.Context, arg SettleTimerParams) error {
 	_, err := q.db.Exec(ctx, SettleTimer,
 		arg.NextTime,

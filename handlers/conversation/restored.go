@@ -28,7 +28,7 @@ func newLife(s *storev1.ConversationState, issued int64) {
 	}
 }
 
-// restored takes from a state that is brought back what must not come back with it. Whoever was connected since, or had a
+// restored takes from a state that is brought back what must not come back with it. Anyone who was connected since, or had a
 // call or a summary in hand, has to begin again: epochs and fencing tokens never run backwards. was is what the
 // state replaces; nil: it is a fork, or the conversation was deleted.
 func restored(s, was *storev1.ConversationState, now time.Time) {

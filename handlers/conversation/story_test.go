@@ -54,7 +54,7 @@ type frontend struct {
 
 const setupHash = "setup-1"
 
-// dies tells whether the socket is killed within so many frames, the last that came among them.
+// dies reports whether the socket is killed within so many frames, the last that came among them.
 func (f *frontend) dies(within int) bool {
 	left := f.provider.killAt - f.got
 	return f.provider.killAt > 0 && 0 <= left && left < within

@@ -37,7 +37,7 @@ func (d *demand) of(p policy) int64 {
 	return d.permits
 }
 
-// covers tells whether a policy counts for the call.
+// covers reports whether a policy counts for the call.
 func (d *demand) covers(p policy) bool {
 	switch {
 	case scopeOf(p) == storev1.Scope_SCOPE_USER && !d.users:
@@ -67,12 +67,12 @@ func fits(pattern, operation string) bool {
 	return ok && strings.HasSuffix(rest, parts[last])
 }
 
-// leases tells whether a policy that counts what runs at once covers the call.
+// leases reports whether a policy that counts what runs at once covers the call.
 func (d *demand) leases(c *storev1.ApiConfig) bool {
 	return slices.ContainsFunc(c.GetPolicies(), func(p policy) bool { return countsAtOnce(p) && d.covers(p) })
 }
 
-// countsAtOnce tells whether a policy counts what runs at once.
+// countsAtOnce reports whether a policy counts what runs at once.
 func countsAtOnce(p policy) bool { return p.GetAlgorithm() == storev1.Algorithm_ALGORITHM_CONCURRENCY }
 
 // bucketStore holds the buckets of an API, and those of one user if policies of the scope user count.

@@ -147,7 +147,7 @@ func startProbe(b *storev1.Breaker, c *storev1.BreakerConfig, lease time.Duratio
 	b.RetryTime = timestamppb.New(until)
 }
 
-// breakerHears counts the end of a call that began in a generation. It tells whether anything has changed.
+// breakerHears counts the end of a call that began in a generation. It reports whether anything has changed.
 func breakerHears(b *storev1.Breaker, c *storev1.BreakerConfig, generation int64, h health, now time.Time) bool {
 	if c.GetDisabled() || generation != b.GetGeneration() {
 		return false

@@ -68,7 +68,7 @@ func maxAttempts(c *storev1.ApiConfig) int32 {
 	return defaultMaxAttempts
 }
 
-// forgotten tells whether a row is older than the ledger keeps it. It then counts as gone, swept or not.
+// forgotten reports whether a row is older than the ledger keeps it. It then counts as gone, swept or not.
 func forgotten(r row, c *storev1.ApiConfig, now time.Time) bool {
 	return !now.Before(r.GetCreateTime().AsTime().Add(retention(c)))
 }
@@ -261,7 +261,7 @@ func (l *ledger) send(r row, req *coordinationv1.BeginCallRequest, owner string)
 	return begun{res, r, r}, nil
 }
 
-// repeats tells whether the row's lease was given to the same request.
+// repeats reports whether the row's lease was given to the same request.
 func repeats(r row, req *coordinationv1.BeginCallRequest) bool {
 	return req.GetRequestId() != "" && req.GetRequestId() == r.GetRequestId()
 }
@@ -273,7 +273,7 @@ func (l *ledger) timeout(req *coordinationv1.BeginCallRequest) time.Duration {
 	return callLease(l.config)
 }
 
-// lease gives the row to whoever begins.
+// lease gives the row to the caller that begins.
 func (l *ledger) lease(r row, req *coordinationv1.BeginCallRequest) {
 	r.FencingToken++
 	r.Holder, r.RequestId = req.GetHolder(), req.GetRequestId()

@@ -138,7 +138,7 @@ func (t *tx) checkLeaseID(id string) error {
 	return nil
 }
 
-// runs tells whether the lease that a call names is there.
+// runs reports whether the lease that a call names is there.
 func (t *tx) runs(d *demand) bool {
 	for _, p := range t.config.GetPolicies() {
 		if countsAtOnce(p) && d.covers(p) && t.bucket(p, t.ledger.now).GetLeases()[d.leaseID] != nil {

@@ -61,7 +61,7 @@ func present(i object.Info, s state, user *storev1.UserBuckets, caller identity.
 		}
 		a.Sync[resource] = as[*coordinationv1.SyncState](y)
 	}
-	if !service(caller) && a.GetLiveCounts() != nil { // of whosever session
+	if !service(caller) && a.GetLiveCounts() != nil { // of any session
 		a.LiveCounts.LastError, a.LiveCounts.LastErrorUser = "", ""
 	}
 	if s.GetPauseUntil().AsTime().After(now) {

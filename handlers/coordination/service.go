@@ -138,7 +138,7 @@ type asked struct {
 
 func (a asked) GetRequestId() string { return a.id } //nolint:revive // as in generated code
 
-// service tells whether the caller acts for the tenant, not for a user.
+// service reports whether the caller acts for the tenant, not for a user.
 func service(i identity.Identity) bool { return i.User == "" && i.Service }
 
 // change runs rule on an API, which it makes where a caller may. requestID is the journal's; "": none.

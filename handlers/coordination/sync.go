@@ -68,7 +68,7 @@ func (t *tx) reportLive(req *coordinationv1.LiveReport) error {
 }
 
 // reportLive notes how a live session stands. A session that closed is not kept, only counted; one that failed is kept
-// until its time is over, for whoever looks why.
+// until its time is over, so that one can see why.
 func reportLive(s *storev1.ApiState, req *coordinationv1.LiveReport, owner string, now time.Time) error {
 	// It is shared with earlier states, and so are the sessions.
 	if s.Live = maps.Clone(s.GetLive()); s.Live == nil {

@@ -365,7 +365,7 @@ func resetTime(h http.Header, now time.Time) time.Time {
 	return until
 }
 
-// isBadInput tells whether Linear found fault with the request's values.
+// isBadInput reports whether Linear found fault with the request's values.
 func isBadInput(err error) bool {
 	return hasCode(listed(err), "INVALID_INPUT", "INPUT_ERROR", "BAD_USER_INPUT", "GRAPHQL_VALIDATION_FAILED")
 }

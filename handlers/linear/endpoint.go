@@ -66,7 +66,7 @@ func addSecret(s *storev1.EndpointState, secret *storev1.SealedSecret, now time.
 	}
 }
 
-// removeSecret tells whether there was one of that id.
+// removeSecret reports whether there was one of that id.
 func removeSecret(s *storev1.EndpointState, id string) bool {
 	for i, secret := range s.GetSecrets() {
 		if secret.GetSecretId() == id {

@@ -281,7 +281,7 @@ func moment(f map[string]*structpb.Value, name string) *timestamppb.Timestamp {
 	return timestamppb.New(t)
 }
 
-// cut shortens a text to n characters and tells whether it was longer.
+// cut shortens a text to n characters and reports whether it was longer.
 func cut(s string, n int) (string, bool) {
 	if len(s) <= n || utf8.RuneCountInString(s) <= n {
 		return s, false

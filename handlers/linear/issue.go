@@ -463,7 +463,7 @@ func askLater(s *storev1.IssueState, endpoint string, now time.Time) {
 // jittered is between half a time and all of it, so that what failed together does not come again together.
 func jittered(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) } //nolint:gosec // jitter
 
-// open tells whether an issue is still to be done.
+// open reports whether an issue is still to be done.
 func open(s *storev1.IssueState) bool {
 	switch s.GetState().GetType() {
 	case "completed", "canceled", "duplicate":
@@ -472,7 +472,7 @@ func open(s *storev1.IssueState) bool {
 	return known(s) && s.GetArchiveTime() == nil && !s.GetTrashed()
 }
 
-// known tells whether an issue was heard of for certain, or asked for here, and is still there.
+// known reports whether an issue was heard of for certain, or asked for here, and is still there.
 func known(s *storev1.IssueState) bool {
 	return (s.GetStamp() != nil || creating(s)) && s.GetRemoveTime() == nil
 }

@@ -198,7 +198,7 @@ func issueOptions(f *linearv1.IssueFilter, order linearv1.IssueOrder) (o object.
 	return o, conditions == 0
 }
 
-// fitsIssue tells whether an issue is one that a filter chooses.
+// fitsIssue reports whether an issue is one that a filter chooses.
 func fitsIssue(f *linearv1.IssueFilter, s issueState) bool {
 	s = shown(s)
 	among := func(wanted []string, has ...string) bool {
@@ -221,7 +221,7 @@ func eachLabel(s issueState, get func(*storev1.Label) string) (out []string) {
 	return out
 }
 
-// contains tells whether one of the texts has a part in it, whatever the case.
+// contains reports whether one of the texts has a part in it, whatever the case.
 func contains(part string, texts ...string) bool {
 	part = strings.ToLower(part)
 	return slices.ContainsFunc(texts, func(s string) bool { return strings.Contains(strings.ToLower(s), part) })

@@ -179,7 +179,7 @@ func takePart[S part](ctx context.Context, h *Webhook, k *object.Kind[S], fields
 	return "applied", confirmComment(ctx, h.c.Issues, w.fields.GetIssueId(), w.id)
 }
 
-// keeps tells whether an endpoint of some teams keeps what belongs to an issue, of which the webhook may have the team.
+// keeps reports whether an endpoint of some teams keeps what belongs to an issue, of which the webhook may have the team.
 func (h *Webhook) keeps(ctx context.Context, teams []string, issue string, said map[string]*structpb.Value) (bool, error) {
 	if len(teams) == 0 || issue == "" {
 		return true, nil

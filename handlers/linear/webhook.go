@@ -40,7 +40,7 @@ const (
 // Webhook answers `POST /webhooks/linear/{endpoint_id}`. It is safe for concurrent use.
 //
 // A webhook counts if one of its endpoint's secrets signs the raw body. What it says is applied by the rules of
-// applyReport, or of partReport, so order and repeats do not matter. One that is signed but old may be a retry that Linear did not stamp anew,
+// applyReport, or of partReport, so order and repeats do not matter. One that is signed but old may be a retry that Linear did not stamp again,
 // or a replay: it counts by the time of what it says, and the issue is fetched from Linear as well.
 type Webhook struct{ c WebhookConfig }
 
@@ -365,7 +365,7 @@ func (h *Webhook) takeName(ctx context.Context, kind string, e *envelope) (strin
 	}
 }
 
-// rename gives what an issue refers to by an id a name that Linear said at a time, and tells whether that is new.
+// rename gives what an issue refers to by an id a name that Linear said at a time, and reports whether that is new.
 func rename(s *storev1.IssueState, id, name, color string, namedMs int64) (renamed bool) {
 	for _, l := range s.GetLabels() {
 		if l.GetId() == id && l.GetNamedMs() <= namedMs && (l.GetName() != name || color != "" && l.GetColor() != color) {

@@ -71,7 +71,7 @@ func normalise(raw string, something bool) (status storev1.TaskStatus, reason st
 	}
 }
 
-// ended tells whether a status ends a task, until it is resumed.
+// ended reports whether a status ends a task, until it is resumed.
 func ended(s storev1.TaskStatus) bool {
 	return s == succeeded || s == cancelled || s == failed || s == expired
 }
@@ -178,7 +178,7 @@ func taskOptions(f *projectv1.TaskFilter) (o object.ListOptions, whole bool) {
 	return o, f.GetProvider() == "" && f.GetIssue() == nil && (len(f.GetStatuses()) == 0 || !f.GetOpen())
 }
 
-// fitsTask tells whether a task is one that a filter chooses.
+// fitsTask reports whether a task is one that a filter chooses.
 func fitsTask(f *projectv1.TaskFilter, s taskState) bool {
 	is := func(wanted, has string) bool { return wanted == "" || wanted == has }
 	return is(f.GetProjectId(), s.GetProjectId()) && is(f.GetProvider(), s.GetProvider()) && is(f.GetRunId(), s.GetRunId()) &&

@@ -162,7 +162,7 @@ func (c *Content) AudioMillis() int64 {
 	return ms
 }
 
-// onlyAudio tells whether the content has nothing that is kept.
+// onlyAudio reports whether the content has nothing that is kept.
 func (c *Content) onlyAudio() bool {
 	return !slices.ContainsFunc(c.Parts, func(p Part) bool {
 		return p.Text != "" || p.InlineData.Data.size == 0 || p.FunctionCall != nil || p.AudioTranscription != nil

@@ -155,21 +155,21 @@ type vadSignal struct {
 	Type Text `json:"vadSignalType"`
 }
 
-// SpeechStarts tells whether the frame marks the start of the user's speech, in any of the ways to say so.
+// SpeechStarts reports whether the frame marks the start of the user's speech, in any of the ways to say so.
 func (f *Message) SpeechStarts() bool {
 	return f.VoiceActivity != nil && f.VoiceActivity.Type == "ACTIVITY_START" ||
 		f.VADSignal != nil && f.VADSignal.Type == "VAD_SIGNAL_TYPE_SOS" ||
 		f.RealtimeInput != nil && f.RealtimeInput.ActivityStart != nil
 }
 
-// SpeechEnds tells whether the frame marks the end of the user's speech.
+// SpeechEnds reports whether the frame marks the end of the user's speech.
 func (f *Message) SpeechEnds() bool {
 	return f.VoiceActivity != nil && f.VoiceActivity.Type == "ACTIVITY_END" ||
 		f.VADSignal != nil && f.VADSignal.Type == "VAD_SIGNAL_TYPE_EOS" ||
 		f.RealtimeInput != nil && f.RealtimeInput.ActivityEnd != nil
 }
 
-// Fleeting tells whether the frame has nothing that must be stored by itself: words that may still change, signs of
+// Fleeting reports whether the frame has nothing that must be stored by itself: words that may still change, signs of
 // speech, or audio.
 func (f *Message) Fleeting() bool {
 	rest := *f

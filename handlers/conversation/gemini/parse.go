@@ -58,7 +58,7 @@ func frameJSON(frame *livev1.LiveFrame) []byte {
 // errValue is a value that is not what its field should hold.
 var errValue = errors.New("unreadable value")
 
-// isValueError tells whether the decoder read an object to its end in spite of the error.
+// isValueError reports whether the decoder read an object to its end in spite of the error.
 func isValueError(err error) bool {
 	var wrongType *json.UnmarshalTypeError
 	return errors.Is(err, errValue) || errors.As(err, &wrongType)

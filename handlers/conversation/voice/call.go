@@ -257,7 +257,7 @@ func (f *Reducer) resultTold(text string) bool {
 	return false
 }
 
-// isCurrent tells whether the connection that issued a call is there to take its response.
+// isCurrent reports whether the connection that issued a call is there to take its response.
 func (f *Reducer) isCurrent(call *storev1.ToolCall) bool {
 	return call.GetEpoch() == f.live.GetEpoch() && f.live.GetCloseTime() == nil
 }

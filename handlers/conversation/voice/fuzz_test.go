@@ -211,7 +211,7 @@ func FuzzFold(f *testing.F) {
 	})
 }
 
-// same tells whether frames led to the same one by one and in batches.
+// same reports whether frames led to the same one by one and in batches.
 func (z *fuzzed) same() bool {
 	equal := func(a, b *storev1.Message) bool { return proto.Equal(a, b) }
 	equalCalls := func(a, b *storev1.ToolCall) bool { return proto.Equal(a, b) }

@@ -39,7 +39,7 @@ func (e IllegalTransitionError) Error() string {
 	return fmt.Sprintf("the voice turn cannot go from %s to %s, only to %s", e.From, e.To, strings.Join(names, ", "))
 }
 
-// Transition tells whether a caller may move the voice turn so; if not, its error is an illegalTransitionError.
+// Transition reports whether a caller may move the voice turn so; if not, its error is an illegalTransitionError.
 // Frames are not asked: they report what happened already, and follow says what they mean.
 func Transition(from, to storev1.VoiceStatus) error {
 	from, to = OrIdle(from), OrIdle(to)

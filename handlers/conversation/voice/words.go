@@ -104,7 +104,7 @@ func Canonical(text string) string {
 
 func isSaid(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) || unicode.IsMark(r) }
 
-// isGap tells whether a character parts words: not an apostrophe.
+// isGap reports whether a character parts words: not an apostrophe.
 func isGap(r rune) bool { return r != '\'' && r != '’' }
 
 // lettersPerWord is how many letters count as a word in scripts without blanks.

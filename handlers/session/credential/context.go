@@ -20,7 +20,7 @@ func With(ctx context.Context, p Presented) context.Context {
 	return context.WithValue(ctx, contextKey{}, p)
 }
 
-// From returns what ctx carries; ok tells whether it carries anything.
+// From returns what ctx carries; ok reports whether it carries anything.
 func From(ctx context.Context) (p Presented, ok bool) {
 	p, ok = ctx.Value(contextKey{}).(Presented)
 	return p, ok

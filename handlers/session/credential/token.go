@@ -90,7 +90,7 @@ type Token struct {
 	secret  [secretLen]byte
 }
 
-// Parse reads a token; ok tells whether it has the form of one.
+// Parse reads a token; ok reports whether it has the form of one.
 func Parse(s string) (t Token, ok bool) {
 	if !IsOne(s) || len(s) != tokenLen || s[len(Access)+sessionLen] != '_' {
 		return Token{}, false
@@ -104,7 +104,7 @@ func Parse(s string) (t Token, ok bool) {
 	return t, true
 }
 
-// IsOne tells whether s begins as a session's token does.
+// IsOne reports whether s begins as a session's token does.
 func IsOne(s string) bool {
 	return strings.HasPrefix(s, string(Access)) || strings.HasPrefix(s, string(Refresh))
 }
@@ -126,7 +126,7 @@ func (t Token) Matches(hash []byte) bool { return subtle.ConstantTimeCompare(t.H
 // Generation is which of the session's pairs the token says it is of.
 func (t Token) Generation() int32 { return int32(binary.BigEndian.Uint32(t.secret[:4])) } //nolint:gosec // wraps after two billion refreshes
 
-// Issued tells whether the session with this family key issued the token at any time.
+// Issued reports whether the session with this family key issued the token at any time.
 func (t Token) Issued(familyKey []byte) bool {
 	return len(familyKey) == FamilyKeyLen && hmac.Equal(t.secret[secretLen-tagLen:], t.tag(familyKey))
 }

@@ -47,7 +47,7 @@ func Stale(r *storev1.SessionRecord) time.Time {
 	return r.GetActiveTime().AsTime().Add(min(activeStep, r.GetIdleTimeout().AsDuration()/4))
 }
 
-// Ended tells whether and why a session is over at now, whether or not that was written down yet.
+// Ended reports whether and why a session is over at now, whether or not that was written down yet.
 func Ended(r *storev1.SessionRecord, now time.Time) (storev1.EndReason, bool) {
 	if r.GetEnd() != nil {
 		return r.GetEnd().GetReason(), true

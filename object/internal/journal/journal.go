@@ -218,7 +218,7 @@ func isNull(m proto.Message) bool {
 	return ok && null
 }
 
-// opens tells whether differences within a field are noted one by one: it is a map, or a message whose JSON has its fields.
+// opens reports whether differences within a field are noted one by one: it is a map, or a message whose JSON has its fields.
 func opens(f protoreflect.FieldDescriptor) bool {
 	return f.IsMap() || !f.IsList() && opensMessage(f.Message())
 }

@@ -98,7 +98,7 @@ type walk struct {
 	changed bool
 }
 
-// owned tells whether a message is the user's as a whole.
+// owned reports whether a message is the user's as a whole.
 func (w *walk) owned(v any, d protoreflect.MessageDescriptor) bool {
 	if d == nil {
 		return false

@@ -37,7 +37,7 @@ export interface Options {
   watchTimeout?: number | undefined;
   /**
    * Tabs of a browser whose clients have the same name here share their watches: one of them holds the stream. Those that share a session do so
-   * by default; with a `token`, give the user's id: whoever has the same name sees what the others see. null: no sharing.
+   * by default; with a `token`, give the user's id: tabs with the same name see the same things. null: no sharing.
    */
   tabs?: string | null | undefined;
   /** In place of the global one. */

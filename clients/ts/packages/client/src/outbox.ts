@@ -71,7 +71,7 @@ export function outbox(hf: Holdfast, { user, maxAge = 23 * 3_600_000 }: OutboxOp
   let closed = false;
   let wake = () => {};
   const db = open(name);
-  db.catch(() => {}); // whoever calls is told
+  db.catch(() => {}); // each call below rejects with it
 
   /** within runs work in a transaction, and resolves when that is on disk. */
   const within = async <T>(work: (changes: IDBObjectStore, leases: IDBObjectStore) => Promise<T>): Promise<T> => {

@@ -32,7 +32,7 @@ export interface Sharing {
  *        │ └──── the leader says nothing, three times: it is frozen or hangs; the lock is stolen ──> leads
  *        └<───── the lock was stolen ── leads
  *
- * Whoever leads goes on from its own cursors. The tab asks by messages and not by the clock, since browsers slow the timers of hidden tabs
+ * A new leader goes on from its own cursors. The tab asks by messages and not by the clock, since browsers slow the timers of hidden tabs
  * down, but not their messages.
  */
 export class Tabs {

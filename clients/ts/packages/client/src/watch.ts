@@ -75,7 +75,7 @@ export function watchOf<T>({ get, error, subscribe, closed }: Source<T>): Watch<
       });
       let ended: HoldfastError | undefined;
       const stop = subscribe(() => {
-        ended ??= error(); // before someone else begins anew
+        ended ??= error(); // before another subscriber starts it again
         changed();
       });
       try {
@@ -113,7 +113,7 @@ export interface Patience {
   begin: number;
 }
 
-/** Item is one thing that is watched, whoever shows it. */
+/** Item is one thing that is watched, for all that show it. */
 class Item {
   readonly listeners = new Set<() => void>();
   /** Other tabs that follow it here. */
@@ -123,7 +123,7 @@ class Item {
   view: View | undefined;
   error: HoldfastError | undefined;
   cursor = "";
-  /** The cursor, and a + for each message since that had none: whoever has the same mark has taken the same messages. */
+  /** The cursor, and a + for each message since that had none: two tabs with the same mark have taken the same messages. */
   mark = "";
   line: Line | undefined;
   #pending: Map<string, Thing> | undefined;

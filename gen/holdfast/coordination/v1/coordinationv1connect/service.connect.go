@@ -72,14 +72,14 @@ const (
 // service.
 type CoordinationServiceClient interface {
 	// BeginCall asks whether a call may be sent now. Only the answer DECISION_PROCEED allows it, and only to the one who gets
-	// it, until the lease ends; FinishCall must follow. What is not told by then is DECISION_UNKNOWN for whoever asks next: it
+	// it, until the lease ends; FinishCall must follow. What is not told by then is DECISION_UNKNOWN for the next caller: it
 	// may have happened, and is not sent again until that is known.
 	// The key is the caller's own name for the call, in the ledger of this API and user. With another operation or
 	// fingerprint than the first time it is `already_exists`, reason REQUEST_ID_REUSED.
 	//
 	//	{"api": "codegen", "key": "issue-17", "operation": "create_run", "fingerprint": "sha256:9f86", "holder": "worker-1"}
 	BeginCall(context.Context, *v1.BeginCallRequest) (*v1.BeginCallResponse, error)
-	// FinishCall stores what became of a call. If it is completed, whoever begins it again gets the outcome; if it failed,
+	// FinishCall stores what became of a call. If it is completed, a caller who begins it again gets the outcome; if it failed,
 	// the failure says whether it may be sent again. Repeating it changes nothing. With a fencing token that is not the
 	// newest it is `failed_precondition`, reason FENCED.
 	//
@@ -336,14 +336,14 @@ func (c *coordinationServiceClient) UpdateApi(ctx context.Context, req *v1.Updat
 // holdfast.coordination.v1.CoordinationService service.
 type CoordinationServiceHandler interface {
 	// BeginCall asks whether a call may be sent now. Only the answer DECISION_PROCEED allows it, and only to the one who gets
-	// it, until the lease ends; FinishCall must follow. What is not told by then is DECISION_UNKNOWN for whoever asks next: it
+	// it, until the lease ends; FinishCall must follow. What is not told by then is DECISION_UNKNOWN for the next caller: it
 	// may have happened, and is not sent again until that is known.
 	// The key is the caller's own name for the call, in the ledger of this API and user. With another operation or
 	// fingerprint than the first time it is `already_exists`, reason REQUEST_ID_REUSED.
 	//
 	//	{"api": "codegen", "key": "issue-17", "operation": "create_run", "fingerprint": "sha256:9f86", "holder": "worker-1"}
 	BeginCall(context.Context, *v1.BeginCallRequest) (*v1.BeginCallResponse, error)
-	// FinishCall stores what became of a call. If it is completed, whoever begins it again gets the outcome; if it failed,
+	// FinishCall stores what became of a call. If it is completed, a caller who begins it again gets the outcome; if it failed,
 	// the failure says whether it may be sent again. Repeating it changes nothing. With a fencing token that is not the
 	// newest it is `failed_precondition`, reason FENCED.
 	//

@@ -133,7 +133,7 @@ func (Modality) EnumDescriptor() ([]byte, []int) {
 	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{1}
 }
 
-// MessageStatus tells whether a message may still grow.
+// MessageStatus reports whether a message may still grow.
 type MessageStatus int32
 
 const (

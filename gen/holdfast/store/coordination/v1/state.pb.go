@@ -1052,7 +1052,7 @@ type Bucket struct {
 	LastUnits   int64                  `protobuf:"varint,9,opt,name=last_units,json=lastUnits,proto3" json:"last_units,omitempty"`
 	WindowStart *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=window_start,json=windowStart,proto3" json:"window_start,omitempty"`
 	// ALGORITHM_SLIDING: the newest slot. It stands by itself because most calls change it and nothing else: slots need not be
-	// written anew, nor noted in the journal.
+	// written again, nor noted in the journal.
 	Newest        *Slot `protobuf:"bytes,11,opt,name=newest,proto3" json:"newest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
