@@ -387,7 +387,7 @@ func ExpectAbsent(collection string, keys ...string) UpdateOption {
 
 // Update changes an object: fn computes the change on a scratch copy of the state, and all that it stages commits, or
 // nothing does. fn must be pure: no I/O, no clock but tx.Now(), nothing captured but by assignment, because it may run
-// again on fresher state and only its last run counts. It returns after the commit, with the snapshot that the commit
+// again on fresher state and only its last run counts. Read what it assigns only if Update returns no error: after ctx's it may yet run. It returns after the commit, with the snapshot that the commit
 // left (after a replayed request, the newest one known).
 //
 // It returns fn's own error, ErrNotFound, ErrExists, ErrServicesOnly, VersionMismatchError, ErrRequestReused, TooLargeError,

@@ -389,6 +389,7 @@ func (m *Manager) UpdateIssue(ctx context.Context, req *linearv1.UpdateIssueRequ
 			return nil, object.ErrNotFound
 		}
 		c := &storev1.LocalChange{ChangeId: changeID, Type: toUpdate, Status: pending, EndpointId: endpoint, RequestTime: timestamppb.New(tx.Now())}
+		var err error
 		if c.Edit, c.Fields, err = wantedEdit(shown(s), req.GetEdit(), req.GetUpdateMask()); err != nil {
 			return nil, err
 		}

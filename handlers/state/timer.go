@@ -311,8 +311,11 @@ func (m *Manager) takeOf(ctx context.Context, id object.ID, req *statev1.TakeTim
 		tx.Emit("timers.taken")
 		return nil
 	})
-	if errors.Is(err, object.ErrNotFound) { // it was deleted since
-		return nil, nil
+	if err != nil {
+		if errors.Is(err, object.ErrNotFound) { // it was deleted since
+			err = nil
+		}
+		return nil, err
 	}
-	return taken, err
+	return taken, nil
 }
