@@ -346,10 +346,7 @@ func (m *Manager) CreateIssue(ctx context.Context, req *linearv1.CreateIssueRequ
 	if err := rpc.RequireService(ctx, "write issues"); err != nil {
 		return nil, err
 	}
-	endpoint, err := m.senderOf(ctx, req.GetEndpointId(), "")
-	if err != nil {
-		return nil, err
-	}
+	endpoint, noSender := m.senderOf(ctx, req.GetEndpointId(), "")
 	id, err := m.newIssue(ctx, req)
 	if err != nil {
 		return nil, err
@@ -357,6 +354,9 @@ func (m *Manager) CreateIssue(ctx context.Context, req *linearv1.CreateIssueRequ
 	wanted := &storev1.IssueEdit{}
 	rpc.Copy(wanted, req.GetEdit())
 	res, err := object.Do(ctx, m.o.Issues, id, req, func(tx *object.Tx[issueState]) (*linearv1.CreateIssueResponse, error) {
+		if noSender != nil { // a retry asks for no new one
+			return nil, noSender
+		}
 		s := tx.State()
 		c := &storev1.LocalChange{ChangeId: string(id), Type: toCreate, Status: pending, EndpointId: endpoint, RequestTime: timestamppb.New(tx.Now())}
 		c.Edit, c.Fields = differences(s, wanted, fieldsOf(wanted))
@@ -378,15 +378,15 @@ func (m *Manager) UpdateIssue(ctx context.Context, req *linearv1.UpdateIssueRequ
 		return nil, err
 	}
 	id := object.ID(req.GetIssueId())
-	endpoint, err := m.senderOf(ctx, req.GetEndpointId(), id)
-	if err != nil {
-		return nil, err
-	}
+	endpoint, noSender := m.senderOf(ctx, req.GetEndpointId(), id)
 	changeID := uuid.NewString()
 	res, err := object.Do(ctx, m.o.Issues, id, req, func(tx *object.Tx[issueState]) (*linearv1.UpdateIssueResponse, error) {
 		s := tx.State()
 		if !known(s) {
 			return nil, object.ErrNotFound
+		}
+		if noSender != nil {
+			return nil, noSender
 		}
 		c := &storev1.LocalChange{ChangeId: changeID, Type: toUpdate, Status: pending, EndpointId: endpoint, RequestTime: timestamppb.New(tx.Now())}
 		var err error
@@ -438,15 +438,15 @@ func (m *Manager) CommentOnIssue(ctx context.Context, req *linearv1.CommentOnIss
 		return nil, err
 	}
 	id := object.ID(req.GetIssueId())
-	endpoint, err := m.senderOf(ctx, req.GetEndpointId(), id)
-	if err != nil {
-		return nil, err
-	}
+	endpoint, noSender := m.senderOf(ctx, req.GetEndpointId(), id)
 	changeID := uuid.NewString()
 	res, err := object.Do(ctx, m.o.Issues, id, req, func(tx *object.Tx[issueState]) (*linearv1.CommentOnIssueResponse, error) {
 		s := tx.State()
 		if !known(s) {
 			return nil, object.ErrNotFound
+		}
+		if noSender != nil {
+			return nil, noSender
 		}
 		err := note(s, &storev1.LocalChange{
 			ChangeId: changeID, Type: toComment, Status: pending, EndpointId: endpoint, RequestTime: timestamppb.New(tx.Now()),

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"connectrpc.com/connect"
 	"github.com/Khan/genqlient/graphql"
 	"github.com/vektah/gqlparser/v2/gqlerror"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"holdfast/coordclient"
@@ -359,6 +361,42 @@ func TestAnEndpointThatIsGoneSendsNothing(t *testing.T) {
 	must(m.DeleteEndpoint(w.AsService(t), &linearv1.DeleteEndpointRequest{EndpointId: w.endpoint.GetEndpointId()}))(t)
 	if is := w.send(t, "i1"); !slices.Equal(woken, []string{"i1"}) || is.GetTitle() != "first" || w.linear.writes.made != 0 {
 		t.Errorf("%v: %v", woken, is)
+	}
+}
+
+// A retry gets the first reply, also where the key that was to send the change is gone by then.
+func TestARetryOfAChangeNeedsNoKey(t *testing.T) {
+	t.Parallel()
+	w := setupWrites(t)
+	ctx := t.Context()
+	calls := map[string]func() (proto.Message, error){
+		"CreateIssue": func() (proto.Message, error) {
+			return w.service.CreateIssue(ctx, &linearv1.CreateIssueRequest{RequestId: "r1", Edit: &linearv1.IssueEdit{Title: "new", TeamId: "eng"}})
+		},
+		"UpdateIssue": func() (proto.Message, error) {
+			return w.service.UpdateIssue(ctx, &linearv1.UpdateIssueRequest{RequestId: "r2", IssueId: "i1", Edit: &linearv1.IssueEdit{Title: "second"}})
+		},
+		"UpdateIssue by its endpoint": func() (proto.Message, error) {
+			return w.service.UpdateIssue(ctx, &linearv1.UpdateIssueRequest{
+				RequestId: "r3", IssueId: "i1", Edit: &linearv1.IssueEdit{Priority: 2}, EndpointId: w.endpoint.GetEndpointId(),
+			})
+		},
+		"CommentOnIssue": func() (proto.Message, error) {
+			return w.service.CommentOnIssue(ctx, &linearv1.CommentOnIssueRequest{RequestId: "r4", IssueId: "i1", Body: "Hello"})
+		},
+	}
+	first := map[string]proto.Message{}
+	for _, name := range slices.Sorted(maps.Keys(calls)) {
+		first[name] = must(calls[name]())(t)
+	}
+	must(w.service.DeleteEndpoint(ctx, &linearv1.DeleteEndpointRequest{EndpointId: w.endpoint.GetEndpointId()}))(t)
+	for name, call := range calls {
+		if again, err := call(); err != nil || !proto.Equal(again, first[name]) {
+			t.Errorf("%s: %v, then %v, %v", name, first[name], again, err)
+		}
+	}
+	if _, err := w.service.CommentOnIssue(ctx, &linearv1.CommentOnIssueRequest{IssueId: "i1", Body: "Hello"}); connect.CodeOf(err) != connect.CodeInvalidArgument {
+		t.Errorf("a new change without a key: %v", err)
 	}
 }
 
