@@ -3,8 +3,8 @@ package object
 import (
 	"errors"
 	"fmt"
-	"time"
 
+	"holdfast/object/internal/bounds"
 	"holdfast/object/internal/rowjson"
 )
 
@@ -39,20 +39,7 @@ func (e *VersionMismatchError) Error() string {
 }
 
 // OverloadedError: a bounded queue is full. Nothing was done; trying again after RetryAfter may help.
-type OverloadedError struct {
-	// What is full: the queue of an "object", a "user", a "tenant" or the "server"; or "streams", "history", "answers" or "work".
-	What string
-	// Of says whose streams, history, answers or work: those of the "user", the "tenant" or the "server".
-	Of         string
-	RetryAfter time.Duration
-}
-
-func (e *OverloadedError) Error() string {
-	if e.Of != "" {
-		return "object: too much at once: " + e.What + " of the " + e.Of
-	}
-	return "object: too much waits for the " + e.What
-}
+type OverloadedError = bounds.OverloadedError
 
 // TooLargeError: what a change would store is over a limit.
 type TooLargeError struct {

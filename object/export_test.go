@@ -184,8 +184,8 @@ func (rt *Runtime) Forget(t identity.Tenant, kind string, id ID) { rt.cache.drop
 
 // HoldHistory takes a caller's place among the calls that go back in history, until leave is called.
 func (rt *Runtime) HoldHistory(i identity.Identity) (leave func()) {
-	if full := rt.history.enter(i); full != "" {
+	if full := rt.history.Enter(i); full != "" {
 		panic(full)
 	}
-	return func() { rt.history.leave(i) }
+	return func() { rt.history.Leave(i) }
 }

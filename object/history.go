@@ -140,13 +140,13 @@ func (k *kind) rewind(ctx context.Context, id ID) (*rewinder, context.Context, e
 	if err != nil {
 		return nil, nil, err
 	}
-	if full := k.rt.history.enter(caller); full != "" {
+	if full := k.rt.history.Enter(caller); full != "" {
 		return nil, nil, k.rt.overloadedOf("history", full)
 	}
 	ctx, cancel := context.WithTimeout(ctx, rewindTime)
 	done := func() {
 		cancel()
-		k.rt.history.leave(caller)
+		k.rt.history.Leave(caller)
 	}
 	r, err := k.begin(ctx, id)
 	if err != nil {

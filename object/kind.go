@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"holdfast/identity"
+	"holdfast/object/internal/bounds"
 )
 
 // KindConfig says what the objects of a kind are like.
@@ -273,9 +274,9 @@ func (k *Kind[S]) View(ctx context.Context, id ID, opts ...ViewOption) (Snapshot
 		opt(&o)
 	}
 	rec, err := k.rt.view(ctx, k.kind, id, o.recent)
-	if err == nil && rec.recentBytes(o.recent) > smallAnswer && o.not != rec.version {
+	if err == nil && rec.recentBytes(o.recent) > bounds.Small && o.not != rec.version {
 		caller, _ := identity.From(ctx) // view had one
-		done, late := k.rt.readLarge(ctx, caller, func() error {
+		done, late := k.rt.large.Read(ctx, caller, func() error {
 			rec, err = k.rt.view(ctx, k.kind, id, o.recent)
 			return err
 		})

@@ -15,6 +15,7 @@ import (
 	"holdfast/db"
 	"holdfast/gen/dbsqlc"
 	"holdfast/identity"
+	"holdfast/object/internal/bounds"
 	"holdfast/object/internal/rowjson"
 )
 
@@ -50,10 +51,10 @@ func (rt *Runtime) view(ctx context.Context, k *kind, id ID, recent int) (*recor
 		return nil, err
 	}
 	if caller.User != "" {
-		if full := rt.viewing.enter(caller); full != "" {
+		if full := rt.viewing.Enter(caller); full != "" {
 			return nil, rt.overloaded(full)
 		}
-		defer rt.viewing.leave(caller)
+		defer rt.viewing.Leave(caller)
 	}
 	at := key{caller.Tenant, k.name, id}
 	var rec *record
@@ -426,8 +427,8 @@ func (k *Kind[S]) ListMatching(ctx context.Context, o ListOptions, match func(S)
 			}
 			from = from.behind(&r)
 		}
-		if read > smallAnswer {
-			done, err := k.rt.hold(ctx, caller)
+		if read > bounds.Small {
+			done, err := k.rt.large.Hold(ctx, caller)
 			if err != nil {
 				return Page[S]{}, err
 			}
@@ -470,9 +471,9 @@ func heldPage[S proto.Message](
 ) (Page[S], error) {
 	var room Room
 	page, err := pageOf(k, caller.Tenant, rows, from, size, around, &room)
-	if err == nil && room.taken > smallAnswer {
+	if err == nil && room.taken > bounds.Small {
 		var done func()
-		if done, err = k.rt.hold(ctx, caller); err == nil {
+		if done, err = k.rt.large.Hold(ctx, caller); err == nil {
 			done()
 		}
 	}
@@ -624,15 +625,15 @@ func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o Entri
 			return k.rt.db.RunSnapshot(ctx, p)
 		})
 	}
-	if err := load(smallAnswer); err != nil {
+	if err := load(bounds.Small); err != nil {
 		return EntriesPage{}, err
 	}
 	if !rec.live(k.rt.db.Now()) || !caller.MaySee(rec.owner) {
 		return EntriesPage{}, ErrNotFound
 	}
-	if page.More && len(page.Entries) < int(size) || room.taken > smallAnswer {
+	if page.More && len(page.Entries) < int(size) || room.taken > bounds.Small {
 		page.Entries = nil
-		done, err := k.rt.readLarge(ctx, caller, func() error { return load(cmp.Or(o.room, AnswerBytes)) })
+		done, err := k.rt.large.Read(ctx, caller, func() error { return load(cmp.Or(o.room, AnswerBytes)) })
 		if err != nil {
 			return EntriesPage{}, err
 		}

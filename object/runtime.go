@@ -12,6 +12,8 @@ import (
 
 	"holdfast/db"
 	"holdfast/identity"
+	"holdfast/object/internal/bounds"
+	"holdfast/object/internal/quota"
 	"holdfast/object/internal/rowjson"
 )
 
@@ -89,13 +91,12 @@ type Runtime struct {
 	hub           *hub
 	fanout        *fanout
 	// Changes and views that users wait for, and calls that go back in history.
-	changing, viewing, history *gate
+	changing, viewing, history *bounds.Gate
 
-	answers *answers
-	large   *Line // reads of large answers
+	large   *bounds.Large // reads of large answers
 	metrics *metrics
 	tracer  trace.Tracer
-	usage   *usage
+	usage   *quota.Usage
 	timers  *scheduler
 	life    context.Context //nolint:containedctx // the runtime's own: it ends when Close gives up waiting
 	end     context.CancelFunc
@@ -168,18 +169,16 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 		db:   d, log: c.Log, limits: c.Limits, commitTimeout: c.CommitTimeout, cache: newCache(c.CacheBytes),
 		lanes: map[identity.Tenant]*lane{}, boxes: map[key]*mailbox{}, kinds: map[string]*kind{}, reads: map[identity.Tenant]*readLane{},
 		catchUpLanes: map[identity.Tenant]*catchUpLane{},
-		changing:     newGate(bounds{user: c.Limits.PerUser}), viewing: newGate(bounds{user: c.Limits.PerUser}),
-		history: newGate(bounds{1, max(1, c.Limits.History/2), c.Limits.History}),
+		changing:     bounds.NewGate(bounds.Most{User: c.Limits.PerUser}), viewing: bounds.NewGate(bounds.Most{User: c.Limits.PerUser}),
+		history: bounds.NewGate(bounds.Most{User: 1, Tenant: max(1, c.Limits.History/2), Server: c.Limits.History}),
 	}
-	rt.answers = &answers{rt: rt, left: make(chan struct{}), gate: newGate(bounds{
-		max(1, c.Limits.Answers/8), max(1, c.Limits.Answers/2), c.Limits.Answers,
-	})}
-	rt.large = NewLine()
 	rt.life, rt.end = context.WithCancel(context.Background())
 	rt.metrics, rt.tracer = newMetrics(rt, c.Metrics), c.Tracer
-	rt.usage = newUsage(rt, c.Quotas)
+	rt.large = bounds.NewLarge(bounds.Most{User: max(1, c.Limits.Answers/8), Tenant: max(1, c.Limits.Answers/2), Server: c.Limits.Answers},
+		func(what string) { rt.metrics.refused.WithLabelValues(what).Inc() })
+	rt.usage = quota.NewUsage(rt.life, d, c.Log, c.Quotas)
 	if c.Metrics != nil {
-		c.Metrics.MustRegister(newFullTenants(rt.usage))
+		c.Metrics.MustRegister(quota.NewFullTenants(rt.usage))
 	}
 	rt.hub = newHub(rt, c)
 	rt.fanout = newFanout(rt, c)
@@ -201,7 +200,7 @@ func (rt *Runtime) Close(ctx context.Context) error {
 	}()
 	defer rt.end()
 	defer rt.fanout.close()
-	defer rt.usage.close(ctx)
+	defer rt.usage.Close(ctx)
 	select {
 	case <-drained:
 		return nil
@@ -242,10 +241,10 @@ func (rt *Runtime) submit(ctx context.Context, k *kind, id ID, c *change) error 
 	}
 	key := key{c.caller.Tenant, k.name, id}
 	if c.caller.User != "" {
-		if full := rt.changing.enter(c.caller); full != "" {
+		if full := rt.changing.Enter(c.caller); full != "" {
 			return rt.overloaded(full)
 		}
-		defer rt.changing.leave(c.caller)
+		defer rt.changing.Leave(c.caller)
 	}
 	if err := rt.enqueue(key, k, c); err != nil { //nolint:contextcheck // a batch serves many changes
 		return err

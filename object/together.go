@@ -10,6 +10,7 @@ import (
 	"holdfast/db"
 	"holdfast/gen/dbsqlc"
 	"holdfast/identity"
+	"holdfast/object/internal/bounds"
 	"holdfast/object/internal/rowjson"
 )
 
@@ -184,8 +185,8 @@ func (r *Together) Run(ctx context.Context) error {
 			return err
 		}
 	}
-	if r.taken > smallAnswer {
-		done, err := r.rt.hold(ctx, caller)
+	if r.taken > bounds.Small {
+		done, err := r.rt.large.Hold(ctx, caller)
 		if err != nil {
 			return err
 		}

@@ -13,6 +13,7 @@ import (
 	"holdfast/db"
 	"holdfast/gen/dbsqlc"
 	"holdfast/identity"
+	"holdfast/object/internal/bounds"
 )
 
 // Change is one message of a watch: what the versions up to Version changed since the message before.
@@ -247,10 +248,10 @@ func (w *watch) tell(ctx context.Context, u *update, yield func(*update) bool) (
 	for _, e := range u.entries {
 		bytes += e.size
 	}
-	if bytes > smallAnswer {
+	if bytes > bounds.Small {
 		var answer Answer
 		defer answer.Sent()
-		if _, err := w.kind.rt.hold(Answering(ctx, &answer), w.caller); err != nil {
+		if _, err := w.kind.rt.large.Hold(Answering(ctx, &answer), w.caller); err != nil {
 			return false, err
 		}
 	}
@@ -312,7 +313,7 @@ func (w *watch) tellOlder(ctx context.Context, id ID, u *update, yield func(*upd
 type hub struct {
 	rt             *Runtime
 	heartbeat, age time.Duration
-	room           *gate
+	room           *bounds.Gate
 	closed         chan struct{}
 
 	mu    sync.Mutex // guards what follows; publishing never waits under it
@@ -347,7 +348,7 @@ const subscriptionBuffer = 64
 
 func newHub(rt *Runtime, c Config) *hub {
 	return &hub{
-		rt: rt, heartbeat: c.Heartbeat, age: c.WatchAge, room: newGate(bounds{c.Limits.WatchesPerUser, c.Limits.WatchesPerTenant, c.Limits.Watches}),
+		rt: rt, heartbeat: c.Heartbeat, age: c.WatchAge, room: bounds.NewGate(bounds.Most{User: c.Limits.WatchesPerUser, Tenant: c.Limits.WatchesPerTenant, Server: c.Limits.Watches}),
 		every: c.PollInterval, hinting: c.HintedPollInterval, look: make(chan struct{}, 1),
 		closed: make(chan struct{}), subs: map[key]map[*subscription]struct{}{}, lists: map[kindKey]map[*listing]struct{}{},
 	}
@@ -360,7 +361,7 @@ func (h *hub) subscribe(s *subscription) (*subscription, error) {
 	if h.done {
 		return nil, ErrClosed
 	}
-	if full := h.room.enter(s.caller); full != "" {
+	if full := h.room.Enter(s.caller); full != "" {
 		return nil, h.rt.overloadedOf("streams", full)
 	}
 	s.signal = make(chan struct{}, 1)
@@ -389,7 +390,7 @@ func (h *hub) unsubscribe(s *subscription) {
 		delete(h.subs, s.key)
 	}
 	h.count--
-	h.room.leave(s.caller)
+	h.room.Leave(s.caller)
 }
 
 // publish brings changes that were made here to the watchers here, and a hint of them to other processes.

@@ -83,7 +83,7 @@ func (h *hub) list(k kindKey, caller identity.Identity) (*listing, error) {
 	if h.done {
 		return nil, ErrClosed
 	}
-	if full := h.room.enter(caller); full != "" {
+	if full := h.room.Enter(caller); full != "" {
 		return nil, h.rt.overloadedOf("streams", full)
 	}
 	l := &listing{caller, make(chan struct{}, 1)}
@@ -101,7 +101,7 @@ func (h *hub) unlist(k kindKey, l *listing) {
 	if len(h.lists[k]) == 0 {
 		delete(h.lists, k)
 	}
-	h.room.leave(l.caller)
+	h.room.Leave(l.caller)
 }
 
 // relist wakes the lists that an object may be in. rec is the object, or nil if it is not known. The caller holds mu.

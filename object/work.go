@@ -11,6 +11,7 @@ import (
 	"holdfast/db"
 	"holdfast/jsonpb"
 	"holdfast/object/internal/journal"
+	"holdfast/object/internal/quota"
 	"holdfast/object/internal/rowjson"
 )
 
@@ -331,12 +332,12 @@ func (w *work) accept(c *change, t *txn) error {
 			}
 		}
 	}
-	entries, note := entriesGrow(t.puts, bodies), int64(rowBytes+len(undo)+len(e.reply))
+	entries, note := entriesGrow(t.puts, bodies), int64(quota.RowBytes+len(undo)+len(e.reply))
 	grown := entries + int64(next.stateSize)
 	if live {
 		grown -= int64(t.base.stateSize)
 	}
-	if err := w.mayGrow(c, t, next, growth{bytes: grown, note: note}); err != nil {
+	if err := w.mayGrow(c, t, next, quota.Growth{Bytes: grown, Note: note}); err != nil {
 		return err
 	}
 	// Nothing fails from here on.

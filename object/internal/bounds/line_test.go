@@ -1,4 +1,4 @@
-package object_test
+package bounds_test
 
 import (
 	"context"
@@ -10,14 +10,14 @@ import (
 	"time"
 
 	"holdfast/identity"
-	"holdfast/object"
+	"holdfast/object/internal/bounds"
 )
 
 // However many calls a user sends, others wait for the work of one of them at most.
 func TestAFloodDelaysOthersByOneCall(t *testing.T) { //nolint:paralleltest // it sets how many cores there are
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2 * object.ThreadsPerCore))
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2 * bounds.ThreadsPerCore))
 	synctest.Test(t, func(t *testing.T) {
-		l := object.NewLine()
+		l := bounds.NewLine()
 		const work = time.Second
 		bob := identity.Identity{Tenant: "a", User: "bob"}
 		began, done := time.Now(), make(chan time.Duration)
@@ -61,7 +61,7 @@ func TestAFloodDelaysOthersByOneCall(t *testing.T) { //nolint:paralleltest // it
 func TestAWaitInALineEnds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		l := object.NewLine()
+		l := bounds.NewLine()
 		bob := identity.Identity{Tenant: "a", User: "bob"}
 		var leaves []func()
 		for i := range 64 { // all of the server's places
@@ -73,7 +73,7 @@ func TestAWaitInALineEnds(t *testing.T) {
 			}
 			leaves = append(leaves, leave)
 		}
-		var full *object.OverloadedError
+		var full *bounds.OverloadedError
 		if _, err := l.Enter(t.Context(), bob); !errors.As(err, &full) || full.What != "work" || full.Of != "server" {
 			t.Errorf("no place: %v", err)
 		}

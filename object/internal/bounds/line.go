@@ -1,4 +1,4 @@
-package object
+package bounds
 
 import (
 	"context"
@@ -24,7 +24,7 @@ type Line struct {
 	places int64
 
 	mu   sync.Mutex // guards held; nothing waits under it
-	held map[holder]*places
+	held map[Holder]*places
 }
 
 // places are those of a user, of a tenant (without a user), or of the server (without either).
@@ -37,7 +37,7 @@ type places struct {
 // NewLine returns an empty Line.
 func NewLine() *Line {
 	cores := runtime.GOMAXPROCS(0) / ThreadsPerCore
-	return &Line{places: int64(max(1, cores-1)), held: map[holder]*places{}}
+	return &Line{places: int64(max(1, cores-1)), held: map[Holder]*places{}}
 }
 
 // Enter waits for the caller's turn. The work ends with leave. The error is an OverloadedError after four seconds, or that of ctx.
@@ -45,13 +45,13 @@ func (l *Line) Enter(ctx context.Context, i identity.Identity) (leave func(), er
 	waiting, cancel := context.WithTimeout(ctx, lineWait)
 	defer cancel()
 	all := []struct {
-		of   holder
+		of   Holder
 		most int64
 		name string
 	}{
-		{holder{i.Tenant, i.User}, max(1, l.places/4), "user"},
-		{holder{tenant: i.Tenant}, max(1, l.places/2), "tenant"},
-		{holder{}, l.places, "server"},
+		{Holder{i.Tenant, i.User}, max(1, l.places/4), "user"},
+		{Holder{Tenant: i.Tenant}, max(1, l.places/2), "tenant"},
+		{Holder{}, l.places, "server"},
 	}
 	if i.User == "" { // a service calls for many users
 		all = all[1:]
@@ -80,7 +80,7 @@ func (l *Line) Enter(ctx context.Context, i identity.Identity) (leave func(), er
 	return leave, nil
 }
 
-func (l *Line) at(of holder, most int64) *places {
+func (l *Line) at(of Holder, most int64) *places {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p := l.held[of]
@@ -92,7 +92,7 @@ func (l *Line) at(of holder, most int64) *places {
 	return p
 }
 
-func (l *Line) forget(of holder, p *places) {
+func (l *Line) forget(of Holder, p *places) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if p.calls--; p.calls == 0 {
