@@ -179,7 +179,7 @@ func (rt *Runtime) readGaps(ctx context.Context, scope db.Scope, reads []*catchU
 		}
 		snapshots = false
 		p.ListEvents(dbsqlc.ListEventsParams{
-			TenantID: string(scope.Tenant), Kind: a.key.kind, ObjectID: string(a.key.id), AfterVersion: int64(a.last),
+			TenantID: string(scope.Tenant), Kind: a.key.Kind, ObjectID: string(a.key.ID), AfterVersion: int64(a.last),
 			PageSize: maxMissed + 1,
 		}, func(r *dbsqlc.ListEventsRow) error {
 			a.events = append(a.events, *r)
@@ -218,8 +218,8 @@ func (rt *Runtime) readGaps(ctx context.Context, scope db.Scope, reads []*catchU
 	for i, a := range told {
 		for _, e := range a.entries[:a.piece] {
 			wanted.Ords = append(wanted.Ords, int32(i))
-			wanted.Kinds = append(wanted.Kinds, a.key.kind)
-			wanted.Ids = append(wanted.Ids, string(a.key.id))
+			wanted.Kinds = append(wanted.Kinds, a.key.Kind)
+			wanted.Ids = append(wanted.Ids, string(a.key.ID))
 			wanted.Collections = append(wanted.Collections, e.Collection)
 			wanted.Keys = append(wanted.Keys, e.Key)
 			wanted.Readers = append(wanted.Readers, a.reader.column())
@@ -254,8 +254,8 @@ func measure(ctx context.Context, tx *db.Transaction, t identity.Tenant, reads [
 		for n, e := range a.entries {
 			m.Ords = append(m.Ords, int32(i))
 			m.Numbers = append(m.Numbers, int32(n))
-			m.Kinds = append(m.Kinds, a.key.kind)
-			m.Ids = append(m.Ids, string(a.key.id))
+			m.Kinds = append(m.Kinds, a.key.Kind)
+			m.Ids = append(m.Ids, string(a.key.ID))
 			m.Collections = append(m.Collections, e.Collection)
 			m.Keys = append(m.Keys, e.Key)
 			m.Readers = append(m.Readers, a.reader.column())
@@ -314,8 +314,8 @@ func queueRecords(p *db.Pipeline, t identity.Tenant, reads []*catchUpRead, recen
 			limit = a.recent
 		}
 		v.Ords = append(v.Ords, int32(i))
-		v.Kinds = append(v.Kinds, a.key.kind)
-		v.Ids = append(v.Ids, string(a.key.id))
+		v.Kinds = append(v.Kinds, a.key.Kind)
+		v.Ids = append(v.Ids, string(a.key.ID))
 		v.Known = append(v.Known, 0)
 		v.Collections = append(v.Collections, a.kind.recent)
 		v.Limits = append(v.Limits, int32(limit))

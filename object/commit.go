@@ -288,14 +288,14 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) {
 		ord := int32(i)
 		views.Ords = append(views.Ords, ord)
 		views.Kinds = append(views.Kinds, w.kind.name)
-		views.Ids = append(views.Ids, string(w.box.key.id))
+		views.Ids = append(views.Ids, string(w.box.key.ID))
 		views.Known = append(views.Known, 0)
 		views.Collections = append(views.Collections, w.kind.recent)
 		views.Limits = append(views.Limits, int32(w.kind.recentLoad())) //nolint:gosec // small
 		for _, c := range w.changes {
 			if c.opts.requestID != "" {
 				replies.Ords = append(replies.Ords, ord)
-				replies.RequestKeys = append(replies.RequestKeys, w.box.key.requestKey(c.opts.requestID))
+				replies.RequestKeys = append(replies.RequestKeys, w.box.key.RequestKey(c.opts.requestID))
 			}
 		}
 	}
@@ -324,7 +324,7 @@ func load(p *db.Pipeline, scope db.Scope, objects, entries []*work) {
 		for _, k := range w.wanted() {
 			wanted.Ords = append(wanted.Ords, int32(i))
 			wanted.Kinds = append(wanted.Kinds, w.kind.name)
-			wanted.Ids = append(wanted.Ids, string(w.box.key.id))
+			wanted.Ids = append(wanted.Ids, string(w.box.key.ID))
 			wanted.Collections = append(wanted.Collections, k.collection)
 			wanted.Keys = append(wanted.Keys, k.key)
 			wanted.Readers = append(wanted.Readers, "") // of many changes; each is told of what its caller may see
@@ -375,14 +375,14 @@ func (rt *Runtime) finish(works []*work) {
 
 func sortByLock(works []*work) {
 	for _, w := range works {
-		w.lock = w.box.key.lock()
+		w.lock = w.box.key.Lock()
 	}
 	slices.SortFunc(works, func(a, b *work) int { return cmp.Compare(a.lock, b.lock) })
 }
 
 // scopeOf is the scope of a batch: one tenant, and the set of its callers.
 func scopeOf(works []*work) db.Scope {
-	s := db.Scope{Tenant: works[0].box.key.tenant}
+	s := db.Scope{Tenant: works[0].box.key.Tenant}
 	var last identity.User
 	seen := map[identity.User]struct{}{}
 	for _, w := range works {
@@ -402,7 +402,7 @@ func scopeOf(works []*work) db.Scope {
 
 // store queues the one statement that stores what the changes came to, and takes the locks if they are not held.
 func (rt *Runtime) store(p *db.Pipeline, works []*work, locks bool) error {
-	c := &db.Changes{Tenant: works[0].box.key.tenant}
+	c := &db.Changes{Tenant: works[0].box.key.Tenant}
 	for _, w := range works {
 		if locks {
 			c.Locks = append(c.Locks, w.lock)

@@ -95,9 +95,9 @@
 //     an OverloadedError.
 //   - A watcher is slow: its buffer overflows and is dropped, and it reads the journal instead, which gives it what
 //     it missed in one message.
-//   - Another process writes what is watched here: a hint says so (fanout.go), and the watcher reads the journal. Hints may
+//   - Another process writes what is watched here: a hint says so (internal/hints), and the watcher reads the journal. Hints may
 //     be lost, late or wrong, and the connection that brings them may be dead: watchers poll as well. Signals go the same way,
-//     sealed (signal_relay.go); what is lost of them is not told again.
+//     sealed; what is lost of them is not told again.
 //   - The clock of the machine steps: nothing happens. Time is the database's, read after the lock, or extrapolated
 //     from its last answer on the process's monotonic clock; it does not run backwards for one object.
 //   - The database's clock is set, or the process was frozen: what is computed by the old estimate is refused by the fence of

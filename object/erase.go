@@ -120,7 +120,7 @@ func (e *eraser) wake(ctx context.Context) (woke bool, err error) {
 		return false, err
 	}
 	for _, s := range found {
-		if err := e.rt.wake(ctx, key{e.caller.Tenant, s.Kind, ID(s.ID)}); err != nil {
+		if err := e.rt.wake(ctx, key{Tenant: e.caller.Tenant, Kind: s.Kind, ID: ID(s.ID)}); err != nil {
 			return false, err
 		}
 	}
@@ -137,7 +137,7 @@ func (e *eraser) objects(ctx context.Context) (int, error) {
 			return len(changed), err
 		}
 		for _, o := range page {
-			k := key{e.caller.Tenant, o.Kind, ID(o.ObjectID)}
+			k := key{Tenant: e.caller.Tenant, Kind: o.Kind, ID: ID(o.ObjectID)}
 			differs, err := e.change(ctx, k, nil)
 			if err != nil {
 				return len(changed), err
@@ -161,7 +161,7 @@ func (e *eraser) objects(ctx context.Context) (int, error) {
 		live := map[key][]entryKey{}
 		for i := range page {
 			r := &page[i]
-			k := key{e.caller.Tenant, r.Kind, ID(r.ObjectID)}
+			k := key{Tenant: e.caller.Tenant, Kind: r.Kind, ID: ID(r.ObjectID)}
 			if !r.Dead {
 				live[k] = append(live[k], entryKey{r.Collection, r.Key})
 				continue
@@ -183,11 +183,11 @@ func (e *eraser) objects(ctx context.Context) (int, error) {
 					e.cut[k] = struct{}{}
 				}
 				err = e.rt.db.DeleteEntry(ctx, dbsqlc.DeleteEntryParams{
-					TenantID: string(k.tenant), Kind: r.Kind, ObjectID: r.ObjectID, Collection: r.Collection, Key: r.Key,
+					TenantID: string(k.Tenant), Kind: r.Kind, ObjectID: r.ObjectID, Collection: r.Collection, Key: r.Key,
 				})
 			case differs, renamed != r.Key:
 				err = e.rt.db.ReplaceEntry(ctx, dbsqlc.ReplaceEntryParams{
-					NewKey: renamed, Body: body, TenantID: string(k.tenant), Kind: r.Kind, ObjectID: r.ObjectID, Collection: r.Collection, Key: r.Key,
+					NewKey: renamed, Body: body, TenantID: string(k.Tenant), Kind: r.Kind, ObjectID: r.ObjectID, Collection: r.Collection, Key: r.Key,
 				})
 			}
 			if err != nil {
@@ -234,7 +234,7 @@ func (k *kind) entryDescriptor(collection string) protoreflect.MessageDescriptor
 // change takes the user out of an object's state and of some of its entries, as one change, and reports whether anything
 // differs. An object that is gone meanwhile needs no change.
 func (e *eraser) change(ctx context.Context, at key, keys []entryKey) (differs bool, err error) {
-	kind, err := e.kind(at.kind)
+	kind, err := e.kind(at.Kind)
 	if err != nil {
 		return false, err
 	}
@@ -290,8 +290,8 @@ func (e *eraser) change(ctx context.Context, at key, keys []entryKey) (differs b
 		t.Emit("user_erased")
 		return nil
 	}}
-	if err := e.rt.submit(ctx, kind, at.id, c); err != nil && !errors.Is(err, ErrNotFound) {
-		return false, fmt.Errorf("%s %s: %w", at.kind, at.id, err)
+	if err := e.rt.submit(ctx, kind, at.ID, c); err != nil && !errors.Is(err, ErrNotFound) {
+		return false, fmt.Errorf("%s %s: %w", at.Kind, at.ID, err)
 	}
 	if differs && len(kind.owned) > 0 {
 		e.cut[at] = struct{}{}
@@ -329,7 +329,7 @@ func (e *eraser) events(ctx context.Context) (n int, err error) {
 			if !theirs && !differs && !inType && !inRequestID && !inReply {
 				continue
 			}
-			if at := (key{e.caller.Tenant, r.Kind, ID(r.ObjectID)}); len(kind.owned) > 0 {
+			if at := (key{Tenant: e.caller.Tenant, Kind: r.Kind, ID: ID(r.ObjectID)}); len(kind.owned) > 0 {
 				if _, done := e.cut[at]; !done {
 					cut, err := e.cutHistory(ctx, at)
 					if n += cut; err != nil {
@@ -360,7 +360,7 @@ func (e *eraser) events(ctx context.Context) (n int, err error) {
 func (e *eraser) cutHistory(ctx context.Context, at key) (int, error) {
 	e.cut[at] = struct{}{}
 	n, err := e.rt.db.CutHistory(ctx, dbsqlc.CutHistoryParams{
-		UserID: e.user, Pseudonym: e.pseudonym, TenantID: string(at.tenant), Kind: at.kind, ObjectID: string(at.id),
+		UserID: e.user, Pseudonym: e.pseudonym, TenantID: string(at.Tenant), Kind: at.Kind, ObjectID: string(at.ID),
 	})
 	return int(n), err
 }

@@ -3,8 +3,6 @@ package object
 import (
 	"encoding/json"
 	"slices"
-	"strconv"
-	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -57,11 +55,13 @@ func EraseNote(state proto.Message, user identity.User, note string) (string, er
 }
 
 // LockKey is the key of an object's advisory lock.
-func LockKey(t identity.Tenant, kind string, id ID) int64 { return key{t, kind, id}.lock() }
+func LockKey(t identity.Tenant, kind string, id ID) int64 {
+	return key{Tenant: t, Kind: kind, ID: id}.Lock()
+}
 
 // RequestKey is what finds the event of a request.
 func RequestKey(t identity.Tenant, kind string, id ID, requestID string) []byte {
-	return key{t, kind, id}.requestKey(requestID)
+	return key{Tenant: t, Kind: kind, ID: id}.RequestKey(requestID)
 }
 
 // CacheBytes is how much the cache believes to hold, and how much its records measure.
@@ -76,7 +76,7 @@ func (rt *Runtime) CacheBytes() (believed, measured int) {
 
 // AtHand is how many of an object's newest entries the cache has.
 func (rt *Runtime) AtHand(t identity.Tenant, kind string, id ID) int {
-	return len(rt.cache.get(key{t, kind, id}).recent.entries)
+	return len(rt.cache.get(key{Tenant: t, Kind: kind, ID: id}).recent.entries)
 }
 
 // Recent is the newest entries that are kept at hand, for the test of its bookkeeping.
@@ -115,55 +115,11 @@ func (r Recent) Len() int { return len(r.r.entries) }
 // Bytes is what they are believed to take.
 func (r Recent) Bytes() int { return r.r.bytes }
 
-// Hearing reports whether hints arrive, and Peers how many other processes were heard.
-func (rt *Runtime) Hearing() bool { return rt.fanout.hearing() }
+// Hearing reports whether hints arrive.
+func (rt *Runtime) Hearing() bool { return rt.hints.Hearing() }
 
 // Peers is how many other processes are thought to be there.
-func (rt *Runtime) Peers() int {
-	rt.fanout.mu.Lock()
-	defer rt.fanout.mu.Unlock()
-	return len(rt.fanout.peers)
-}
-
-// Hint is what one process tells others of an object.
-type Hint struct {
-	Tenant  identity.Tenant
-	Kind    string
-	ID      ID
-	Version Version
-}
-
-// EncodeHints makes messages of hints.
-func EncodeHints(from string, hints []Hint) []string {
-	m := map[key]Version{}
-	for _, h := range hints {
-		m[key{h.Tenant, h.Kind, h.ID}] = h.Version
-	}
-	return encodeHints(from, m)
-}
-
-// DecodeHints reads a message.
-func DecodeHints(message string) (from string, hints []Hint) {
-	from, lines, _ := strings.Cut(message, "\n")
-	for k, v := range decodeHints(lines) {
-		hints = append(hints, Hint{k.tenant, k.kind, k.id, v})
-	}
-	return from, hints
-}
-
-// SignalPause is how long a process is silent between signals.
-const SignalPause = signalPause
-
-// EncodeSignals makes messages of a signal of so many objects of tenants.
-func EncodeSignals(from string, sealer Sealer, objects map[identity.Tenant]int, m proto.Message) (messages []string, held int) {
-	pending := map[key]signal{}
-	for tenant, n := range objects {
-		for i := range n {
-			pending[key{tenant, "k", ID(strconv.Itoa(i))}] = signal{m, 1}
-		}
-	}
-	return encodeSignals(from, sealer, pending)
-}
+func (rt *Runtime) Peers() int { return rt.hints.Peers() }
 
 // Waiting is how many changes wait, Running how many batches are in flight.
 func (rt *Runtime) Waiting() int {
@@ -180,7 +136,9 @@ func (rt *Runtime) Running() int {
 }
 
 // Forget drops an object from the cache.
-func (rt *Runtime) Forget(t identity.Tenant, kind string, id ID) { rt.cache.drop(key{t, kind, id}) }
+func (rt *Runtime) Forget(t identity.Tenant, kind string, id ID) {
+	rt.cache.drop(key{Tenant: t, Kind: kind, ID: id})
+}
 
 // HoldHistory takes a caller's place among the calls that go back in history, until leave is called.
 func (rt *Runtime) HoldHistory(i identity.Identity) (leave func()) {

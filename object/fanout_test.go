@@ -1,7 +1,6 @@
 package object_test
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,7 +18,6 @@ import (
 
 	"holdfast/db"
 	"holdfast/db/dbtest"
-	"holdfast/identity"
 	"holdfast/object"
 	"holdfast/object/natshints"
 )
@@ -432,49 +430,4 @@ func TestCloseSendsHints(t *testing.T) {
 		t.Fatal(err)
 	}
 	reach(t, versions, 2)
-}
-
-func TestHintMessages(t *testing.T) {
-	t.Parallel()
-	long := strings.Repeat("x", 128)
-	var hints []object.Hint
-	for i := range 500 {
-		suffix := fmt.Sprint(i)
-		hints = append(hints,
-			object.Hint{Tenant: "t1", Kind: "conversation", ID: object.ID("c" + suffix), Version: object.Version(i + 1)},
-			object.Hint{Tenant: "t1", Kind: "project", ID: object.ID("c" + suffix), Version: 1 << 60},
-			object.Hint{Tenant: "t2", Kind: "conversation", ID: object.ID("c" + suffix), Version: 1})
-	}
-	for i := range 100 {
-		suffix := fmt.Sprintf("%03d", i)
-		hints = append(hints, object.Hint{Tenant: identity.Tenant("t" + long[:124]), Kind: "k" + suffix, ID: object.ID(long[3:] + suffix), Version: 7})
-	}
-	order := func(a, b object.Hint) int {
-		return cmp.Or(cmp.Compare(a.Tenant, b.Tenant), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.ID, b.ID))
-	}
-	var got []object.Hint
-	for _, m := range object.EncodeHints("me", hints) {
-		if len(m) > object.MaxMessage {
-			t.Errorf("a message has %d bytes", len(m))
-		}
-		from, some := object.DecodeHints(m)
-		if from != "me" {
-			t.Errorf("from %q", from)
-		}
-		got = append(got, some...)
-	}
-	slices.SortFunc(got, order)
-	slices.SortFunc(hints, order)
-	if !slices.Equal(got, hints) {
-		t.Errorf("%d hints became %d others", len(hints), len(got))
-	}
-	if m := object.EncodeHints("me", nil); len(m) != 1 || m[0] != "me" {
-		t.Errorf("a greeting is %q", m)
-	}
-	// What a newer release may say is left out; the rest is understood.
-	_, some := object.DecodeHints("you\nt\tk\ta\t1\nb\tx\nnew\tform\tof\thint\tthat is longer\nc\t3\n")
-	want := []object.Hint{{Tenant: "t", Kind: "k", ID: "a", Version: 1}, {Tenant: "t", Kind: "k", ID: "c", Version: 3}}
-	if !slices.Equal(some, want) {
-		t.Errorf("got %v", some)
-	}
 }

@@ -31,9 +31,9 @@ func (rt *Runtime) awake(ctx context.Context, at key, read func() error) error {
 
 // wake puts back the entries and events of an object that sleeps. It makes no version and tells no watcher, because nothing changes.
 func (rt *Runtime) wake(ctx context.Context, at key) error {
-	woke, err := rt.db.Wake(ctx, at.sleeper())
+	woke, err := rt.db.Wake(ctx, sleeperOf(at))
 	if err != nil {
-		return fmt.Errorf("waking %s %s: %w", at.kind, at.id, err)
+		return fmt.Errorf("waking %s %s: %w", at.Kind, at.ID, err)
 	}
 	if woke {
 		rt.metrics.woken.Inc()
@@ -41,8 +41,8 @@ func (rt *Runtime) wake(ctx context.Context, at key) error {
 	return nil
 }
 
-func (k key) sleeper() db.Sleeper {
-	return db.Sleeper{Tenant: k.tenant, Kind: k.kind, ID: string(k.id), Lock: k.lock()}
+func sleeperOf(k key) db.Sleeper {
+	return db.Sleeper{Tenant: k.Tenant, Kind: k.Kind, ID: string(k.ID), Lock: k.Lock()}
 }
 
 // wakeSleepers commits the works of a batch whose objects are awake, wakes the other objects, and returns the works of these.
@@ -136,7 +136,7 @@ func (rt *Runtime) Hibernate(ctx context.Context, c HibernateConfig) (total Hibe
 				if err := pace.Wait(ctx); err != nil {
 					return total, err
 				}
-				before, after, err := rt.db.Sleep(ctx, key{caller.Tenant, kind, ID(o.ObjectID)}.sleeper(), since, until)
+				before, after, err := rt.db.Sleep(ctx, sleeperOf(key{Tenant: caller.Tenant, Kind: kind, ID: ID(o.ObjectID)}), since, until)
 				if err != nil {
 					return total, fmt.Errorf("putting %s %s to sleep: %w", kind, o.ObjectID, err)
 				}

@@ -163,11 +163,11 @@ func (k *kind) begin(ctx context.Context, id ID) (*rewinder, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := id.check(); err != nil {
+	if err := id.Check(); err != nil {
 		return nil, err
 	}
 	d := k.rt.db
-	r := &rewinder{db: d, kind: k, key: key{caller.Tenant, k.name, id}, reader: k.reader(caller), done: func() {}}
+	r := &rewinder{db: d, kind: k, key: k.at(caller.Tenant, id), reader: k.reader(caller), done: func() {}}
 	var row *dbsqlc.ViewObjectsRow
 	err = k.rt.awake(ctx, r.key, func() (err error) {
 		p := d.NewSnapshot(callerScope(caller))
@@ -260,7 +260,7 @@ func (r *rewinder) to(ctx context.Context, at Moment) error {
 func (r *rewinder) readEvents(ctx context.Context) error {
 	pipe, bytes := r.tx.Next(), 0
 	pipe.ListEventsBack(dbsqlc.ListEventsBackParams{
-		TenantID: string(r.key.tenant), Kind: r.key.kind, ObjectID: string(r.key.id), FromVersion: int64(r.past.version),
+		TenantID: string(r.key.Tenant), Kind: r.key.Kind, ObjectID: string(r.key.ID), FromVersion: int64(r.past.version),
 		PageSize: rewindPage, MostBytes: AnswerBytes,
 	}, func(row *dbsqlc.ListEventsBackRow) error {
 		r.events = append(r.events, *row)
@@ -440,7 +440,7 @@ func (k *Kind[S]) History(ctx context.Context, id ID, from Version, size int) (H
 	bytes, n := 0, pageSize(size)
 	pipe := r.tx.Next()
 	pipe.ListEventsBack(dbsqlc.ListEventsBackParams{
-		TenantID: string(r.key.tenant), Kind: k.name, ObjectID: string(id), FromVersion: int64(from), PageSize: n + 1,
+		TenantID: string(r.key.Tenant), Kind: k.name, ObjectID: string(id), FromVersion: int64(from), PageSize: n + 1,
 		MostBytes: AnswerBytes,
 	}, func(row *dbsqlc.ListEventsBackRow) error {
 		if !caller.Service && row.EventTime.Before(r.past.create) {
@@ -530,7 +530,7 @@ func (k *Kind[S]) PastWhole(ctx context.Context, id ID, at Moment) (*Past, error
 		n = 0
 		pipe := r.tx.Next()
 		pipe.ListAllEntries(dbsqlc.ListAllEntriesParams{
-			TenantID: string(r.key.tenant), Kind: k.name, ObjectID: string(id), AfterCollection: after.collection, AfterKey: after.key,
+			TenantID: string(r.key.Tenant), Kind: k.name, ObjectID: string(id), AfterCollection: after.collection, AfterKey: after.key,
 			PageSize: rewindPage, Reader: r.reader.column(),
 		}, func(row *dbsqlc.ListAllEntriesRow) error {
 			n++
@@ -726,14 +726,14 @@ func (k *kind) decodeEntry(key entryKey, body json.RawMessage) (proto.Message, e
 
 // stored reads the wanted entries, except those that are already known.
 func (r *rewinder) stored(ctx context.Context, wanted, known map[entryKey]storedEntry) (map[entryKey]storedEntry, error) {
-	a := dbsqlc.LoadEntriesParams{TenantID: string(r.key.tenant)}
+	a := dbsqlc.LoadEntriesParams{TenantID: string(r.key.Tenant)}
 	for k := range wanted {
 		if _, ok := known[k]; ok {
 			continue
 		}
 		a.Ords = append(a.Ords, 0)
-		a.Kinds = append(a.Kinds, r.key.kind)
-		a.Ids = append(a.Ids, string(r.key.id))
+		a.Kinds = append(a.Kinds, r.key.Kind)
+		a.Ids = append(a.Ids, string(r.key.ID))
 		a.Collections = append(a.Collections, k.collection)
 		a.Keys = append(a.Keys, k.key)
 		a.Readers = append(a.Readers, r.reader.column())

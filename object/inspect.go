@@ -85,7 +85,7 @@ func (k *Kind[S]) Find(ctx context.Context, o FindOptions) (Page[S], error) {
 		return Page[S]{}, err
 	}
 	if o.Prefix != "" {
-		if err := ID(o.Prefix).check(); err != nil {
+		if err := ID(o.Prefix).Check(); err != nil {
 			return Page[S]{}, err
 		}
 	}

@@ -225,6 +225,9 @@ func Register[S proto.Message](rt *Runtime, c KindConfig[S]) *Kind[S] {
 	return &Kind[S]{k}
 }
 
+// at addresses an object of the kind.
+func (k *kind) at(t identity.Tenant, id ID) key { return key{Tenant: t, Kind: k.name, ID: id} }
+
 // mayChange returns ErrServicesOnly where a caller may see what owner has, and not change it.
 func (k *kind) mayChange(caller identity.Identity, owner identity.User, rewrite bool) error {
 	switch {

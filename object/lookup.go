@@ -18,7 +18,7 @@ func (k *Kind[S]) Lookup(ctx context.Context, id ID, collection string, keys ...
 	if err != nil {
 		return EntriesPage{}, err
 	}
-	if err := id.check(); err != nil {
+	if err := id.Check(); err != nil {
 		return EntriesPage{}, err
 	}
 	if k.collections[collection] == nil {
@@ -35,7 +35,7 @@ func (k *Kind[S]) Lookup(ctx context.Context, id ID, collection string, keys ...
 		a.Keys = append(a.Keys, name)
 		a.Readers = append(a.Readers, k.reader(caller).column())
 	}
-	err = k.rt.awake(ctx, key{caller.Tenant, k.name, id}, func() error {
+	err = k.rt.awake(ctx, k.at(caller.Tenant, id), func() error {
 		page.Entries, rec = nil, nil
 		p := k.rt.db.NewSnapshot(callerScope(caller))
 		queueAwake(p, k.kind, caller.Tenant, id, &rec)

@@ -8,13 +8,11 @@ import (
 
 // metrics are what the runtime tells of itself. No label names a tenant or an object: there may be any number of them.
 type metrics struct {
-	hintsSent, hintsReceived, hintsLost, hintsMissed prometheus.Counter
-	signalsSent, signalsReceived, signalsLost        prometheus.Counter
+	hintsMissed                                      prometheus.Counter
 	catchUps, catchUpReads, hibernated, woken        prometheus.Counter
 	refused                                          *prometheus.CounterVec
 	batchObjects, batchChanges, changeWait, lockWait prometheus.Histogram
 	commits, watchLag                                *prometheus.HistogramVec
-	hearing, peers                                   prometheus.Gauge
 }
 
 // newMetrics registers with reg; nil: the metrics go nowhere.
@@ -22,25 +20,16 @@ func newMetrics(rt *Runtime, reg prometheus.Registerer) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "holdfast_" + name, Help: help})
 	}
-	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "holdfast_" + name, Help: help})
-	}
 	histogram := func(name, help string, buckets []float64) prometheus.Histogram {
 		return prometheus.NewHistogram(prometheus.HistogramOpts{Name: "holdfast_" + name, Help: help, Buckets: buckets})
 	}
 	seconds := prometheus.ExponentialBuckets(0.0001, 2, 17) // 0.1 ms to 6.5 s
 	m := &metrics{
-		hintsSent:       counter("hints_sent_total", "Objects whose changes were told to other processes."),
-		hintsReceived:   counter("hints_received_total", "Objects whose changes other processes told of."),
-		hintsLost:       counter("hints_lost_total", "Objects whose changes could not be told to other processes."),
-		hintsMissed:     counter("hints_missed_total", "Watched objects that polling found changed, of which a hint should have told."),
-		signalsSent:     counter("signals_sent_total", "Signals that were told to other processes."),
-		signalsReceived: counter("signals_received_total", "Signals of other processes, of objects that are watched here."),
-		signalsLost:     counter("signals_lost_total", "Signals that could not be told to other processes, or were too many or too large for it."),
-		catchUps:        counter("catch_ups_total", "Times that a watcher had to read the journal."),
-		catchUpReads:    counter("catch_up_reads_total", "Journals that were read for watchers; those of one object share one."),
-		hibernated:      counter("hibernated_objects_total", "Objects that were put to sleep: their entries and events became one row."),
-		woken:           counter("woken_objects_total", "Objects that slept until somebody read or changed them."),
+		hintsMissed:  counter("hints_missed_total", "Watched objects that polling found changed, of which a hint should have told."),
+		catchUps:     counter("catch_ups_total", "Times that a watcher had to read the journal."),
+		catchUpReads: counter("catch_up_reads_total", "Journals that were read for watchers; those of one object share one."),
+		hibernated:   counter("hibernated_objects_total", "Objects that were put to sleep: their entries and events became one row."),
+		woken:        counter("woken_objects_total", "Objects that slept until somebody read or changed them."),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "holdfast_refused_total", Help: "Changes, reads and watches that were refused because too much waited, by what was full.",
 		}, []string{"full"}),
@@ -54,8 +43,6 @@ func newMetrics(rt *Runtime, reg prometheus.Registerer) *metrics {
 		watchLag: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "holdfast_watch_lag_seconds", Help: "From a change's time to when a watcher is given it: made here, or found in the journal.", Buckets: seconds,
 		}, []string{"from"}),
-		hearing: gauge("hints_hearing", "1 where hints arrive, 0 where watchers depend on polling."),
-		peers:   gauge("peers", "Other processes that were heard lately."),
 	}
 	for _, what := range []string{"object", "user", "tenant", "server", "streams", "history", "answers"} {
 		m.refused.WithLabelValues(what) // 0 is a value, too
@@ -86,9 +73,8 @@ func newMetrics(rt *Runtime, reg prometheus.Registerer) *metrics {
 				defer rt.hub.mu.Unlock()
 				return rt.hub.count
 			}),
-			m.hintsSent, m.hintsReceived, m.hintsLost, m.hintsMissed, m.signalsSent, m.signalsReceived, m.signalsLost,
-			m.catchUps, m.catchUpReads, m.hibernated, m.woken, m.refused, m.batchObjects, m.batchChanges, m.changeWait,
-			m.lockWait, m.commits, m.watchLag, m.hearing, m.peers)
+			m.hintsMissed, m.catchUps, m.catchUpReads, m.hibernated, m.woken, m.refused, m.batchObjects, m.batchChanges, m.changeWait,
+			m.lockWait, m.commits, m.watchLag)
 	}
 	return m
 }

@@ -1,32 +1,21 @@
 package object
 
 import (
-	"fmt"
 	"strconv"
 	"time"
 
 	"holdfast/identity"
+	"holdfast/object/internal/addr"
 )
 
 // Version counts an object's committed changes: 1 is its creation, and there is no gap.
-type Version int64
+type Version = addr.Version
 
 // ID is an object's id within its tenant and kind: 1 to 128 of A-Z a-z 0-9 . _ : -
-type ID string
+type ID = addr.ID
 
-func (id ID) check() error {
-	if len(id) == 0 || len(id) > 128 {
-		return fmt.Errorf("%w: an id has 1 to 128 characters", ErrInvalid)
-	}
-	for _, c := range []byte(id) {
-		switch {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '.', c == '_', c == ':', c == '-':
-		default:
-			return fmt.Errorf("%w: an id has only the characters A-Z a-z 0-9 . _ : -", ErrInvalid)
-		}
-	}
-	return nil
-}
+// key addresses an object.
+type key = addr.Key
 
 // Info is what the runtime knows of an object beside its state.
 type Info struct {
@@ -47,4 +36,9 @@ func SeqKey(n int64) string {
 		return s
 	}
 	return digits[:len(digits)-len(s)] + s
+}
+
+// storedTerm is a term as its table has it.
+func storedTerm(t identity.Tenant, kind, term string) string {
+	return string(t) + "/" + kind + "/" + term
 }

@@ -28,7 +28,7 @@ func (w *work) mayGrow(c *change, t *txn, next *record, g quota.Growth) error {
 	if !t.Exists() {
 		g.Objects = 1
 	}
-	return w.kind.rt.usage.Check(w.box.key.tenant, next.owner, g)
+	return w.kind.rt.usage.Check(w.box.key.Tenant, next.owner, g)
 }
 
 // entriesGrow is how many bytes a change adds to the object's entries, once the note that undoes it was made.
@@ -47,7 +47,7 @@ func entriesGrow(puts []put, bodies []string) (n int64) {
 
 // count adds what a committed work has stored to the usage of its owner.
 func (w *work) count() {
-	u, tenant := w.kind.rt.usage, w.box.key.tenant
+	u, tenant := w.kind.rt.usage, w.box.key.Tenant
 	is := quota.Amount{Bytes: w.grown + w.termsGrown}
 	if w.base == nil {
 		is.Bytes += quota.RowBytes
@@ -68,7 +68,7 @@ func (w *work) count() {
 
 // termsBytes is what terms take in their table and two indexes.
 func (w *work) termsBytes(terms []string, orders []Order) (n int64) {
-	prefix := len(storedTerm(w.box.key.tenant, w.kind.name, ""))
+	prefix := len(storedTerm(w.box.key.Tenant, w.kind.name, ""))
 	for _, t := range terms {
 		n += int64(quota.RowBytes + 3*(prefix+len(t)))
 	}

@@ -47,7 +47,7 @@ func (rt *Runtime) view(ctx context.Context, k *kind, id ID, recent int) (*recor
 	if err != nil {
 		return nil, err
 	}
-	if err := id.check(); err != nil {
+	if err := id.Check(); err != nil {
 		return nil, err
 	}
 	if caller.User != "" {
@@ -56,7 +56,7 @@ func (rt *Runtime) view(ctx context.Context, k *kind, id ID, recent int) (*recor
 		}
 		defer rt.viewing.Leave(caller)
 	}
-	at := key{caller.Tenant, k.name, id}
+	at := k.at(caller.Tenant, id)
 	var rec *record
 	err = rt.awake(ctx, at, func() error {
 		v := &view{ctx: ctx, caller: caller, kind: k, key: at, recent: recent, done: make(chan struct{})}
@@ -83,7 +83,7 @@ func (rt *Runtime) queueView(v *view) error {
 	if rt.closed {
 		return ErrClosed
 	}
-	l := rt.reads[v.key.tenant]
+	l := rt.reads[v.key.Tenant]
 	switch {
 	case l != nil && len(l.waiting) >= rt.limits.PerTenant:
 		return rt.overloaded("tenant")
@@ -92,14 +92,14 @@ func (rt *Runtime) queueView(v *view) error {
 	}
 	if l == nil {
 		l = &readLane{}
-		rt.reads[v.key.tenant] = l
+		rt.reads[v.key.Tenant] = l
 	}
 	l.waiting = append(l.waiting, v)
 	rt.reading++
 	if l.inFlight < readsInFlight {
 		l.inFlight++
 		rt.workers.Add(1)
-		go rt.read(v.key.tenant, l)
+		go rt.read(v.key.Tenant, l)
 	}
 	return nil
 }
@@ -131,7 +131,7 @@ func (rt *Runtime) read(tenant identity.Tenant, l *readLane) {
 
 // runViews answers a batch of one tenant's views in one round trip. What the cache has is only checked by version.
 func (rt *Runtime) runViews(batch []*view) {
-	scope := db.Scope{Tenant: batch[0].key.tenant}
+	scope := db.Scope{Tenant: batch[0].key.Tenant}
 	a := dbsqlc.ViewObjectsParams{TenantID: string(scope.Tenant)}
 	for i, v := range batch {
 		var known Version
@@ -146,7 +146,7 @@ func (rt *Runtime) runViews(batch []*view) {
 		}
 		a.Ords = append(a.Ords, int32(i))
 		a.Kinds = append(a.Kinds, v.kind.name)
-		a.Ids = append(a.Ids, string(v.key.id))
+		a.Ids = append(a.Ids, string(v.key.ID))
 		a.Known = append(a.Known, int64(known))
 		a.Collections = append(a.Collections, v.kind.recent)
 		a.Limits = append(a.Limits, int32(limit))
@@ -448,7 +448,7 @@ func (k *Kind[S]) listFrom(ctx context.Context, o ListOptions) (caller identity.
 	if err == nil {
 		err = json.Unmarshal(b, &from)
 	}
-	if err != nil || from.Time.IsZero() || ID(from.ID).check() != nil && (from.ID != "" || from.Round.Until.IsZero()) {
+	if err != nil || from.Time.IsZero() || ID(from.ID).Check() != nil && (from.ID != "" || from.Round.Until.IsZero()) {
 		return caller, from, fmt.Errorf("%w: page token", ErrInvalid)
 	}
 	return caller, from, nil
@@ -535,7 +535,7 @@ func queueList(
 // listed returns a row of a list and the bytes that it takes in an answer. It decodes no state that the cache has.
 func listed[S proto.Message](k *Kind[S], t identity.Tenant, r *dbsqlc.ListObjectsRow) (s Snapshot[S], bytes int, err error) {
 	id := ID(r.ObjectID)
-	rec := k.rt.cache.get(key{t, k.name, id})
+	rec := k.rt.cache.get(k.at(t, id))
 	if rec == nil || rec.state == nil || rec.version != Version(r.Version) || !rec.create.Equal(r.CreateTime) {
 		if rec, err = k.record(listedRow(r), 0, 0); err != nil {
 			return Snapshot[S]{}, 0, err
@@ -594,7 +594,7 @@ func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o Entri
 	if err != nil {
 		return EntriesPage{}, err
 	}
-	if err := id.check(); err != nil {
+	if err := id.Check(); err != nil {
 		return EntriesPage{}, err
 	}
 	if k.collections[collection] == nil {
@@ -616,12 +616,12 @@ func (k *Kind[S]) Entries(ctx context.Context, id ID, collection string, o Entri
 		return err
 	}
 	load := func(most int) error {
-		return k.rt.awake(ctx, key{caller.Tenant, k.name, id}, func() error {
+		return k.rt.awake(ctx, k.at(caller.Tenant, id), func() error {
 			page.Entries, page.More, rec, room = nil, false, nil, Room{Bytes: most}
 			p := k.rt.db.NewSnapshot(callerScope(caller))
 			queueAwake(p, k.kind, caller.Tenant, id, &rec)
 			part := Range{After: o.After, Before: o.Before, Backward: o.Before != ""}
-			queuePage(p, key{caller.Tenant, k.name, id}, collection, k.readerOf(caller, collection), part, int(size)+1, most, each)
+			queuePage(p, k.at(caller.Tenant, id), collection, k.readerOf(caller, collection), part, int(size)+1, most, each)
 			return k.rt.db.RunSnapshot(ctx, p)
 		})
 	}
@@ -663,7 +663,7 @@ func queuePage(
 	p *db.Pipeline, at key, collection string, r reader, part Range, n, most int, each func(*dbsqlc.ListEntriesAfterRow) error,
 ) {
 	before := dbsqlc.ListEntriesBeforeParams{
-		TenantID: string(at.tenant), Kind: at.kind, ObjectID: string(at.id), Collection: collection, BeforeKey: part.Before,
+		TenantID: string(at.Tenant), Kind: at.Kind, ObjectID: string(at.ID), Collection: collection, BeforeKey: part.Before,
 		PageSize: int32(n), MostBytes: int64(most), //nolint:gosec // small
 	}
 	after := dbsqlc.ListEntriesAfterParams{

@@ -13,6 +13,7 @@ import (
 	"holdfast/db"
 	"holdfast/identity"
 	"holdfast/object/internal/bounds"
+	"holdfast/object/internal/hints"
 	"holdfast/object/internal/quota"
 	"holdfast/object/internal/rowjson"
 )
@@ -89,7 +90,7 @@ type Runtime struct {
 	macs          func(message []byte) [][]byte // Sealer.MACs
 	cache         *cache
 	hub           *hub
-	fanout        *fanout
+	hints         *hints.Hints
 	// Changes and views that users wait for, and calls that go back in history.
 	changing, viewing, history *bounds.Gate
 
@@ -181,7 +182,9 @@ func NewRuntime(d *db.DB, c Config) *Runtime {
 		c.Metrics.MustRegister(quota.NewFullTenants(rt.usage))
 	}
 	rt.hub = newHub(rt, c)
-	rt.fanout = newFanout(rt, c)
+	rt.hints = hints.New(rt.life, hints.Config{
+		Carrier: c.Carrier, Sealer: c.Sealer, Greet: c.GreetInterval, Log: c.Log, Now: d.Now, Metrics: c.Metrics,
+	}, rt.hub)
 	rt.timers = newScheduler(rt, c)
 	return rt
 }
@@ -199,7 +202,7 @@ func (rt *Runtime) Close(ctx context.Context) error {
 		close(drained)
 	}()
 	defer rt.end()
-	defer rt.fanout.close()
+	defer rt.hints.Close()
 	defer rt.usage.Close(ctx)
 	select {
 	case <-drained:
@@ -236,10 +239,10 @@ type mailbox struct {
 
 // submit puts a change in its object's mailbox and waits for what comes of it.
 func (rt *Runtime) submit(ctx context.Context, k *kind, id ID, c *change) error {
-	if err := id.check(); err != nil {
+	if err := id.Check(); err != nil {
 		return err
 	}
-	key := key{c.caller.Tenant, k.name, id}
+	key := k.at(c.caller.Tenant, id)
 	if c.caller.User != "" {
 		if full := rt.changing.Enter(c.caller); full != "" {
 			return rt.overloaded(full)
@@ -280,7 +283,7 @@ func (rt *Runtime) enqueue(key key, k *kind, c *change) error {
 	if rt.closed {
 		return ErrClosed
 	}
-	l, b := rt.lanes[key.tenant], rt.boxes[key]
+	l, b := rt.lanes[key.Tenant], rt.boxes[key]
 	switch {
 	case b != nil && len(b.queue) >= rt.limits.PerObject:
 		return rt.overloaded("object")
@@ -290,8 +293,8 @@ func (rt *Runtime) enqueue(key key, k *kind, c *change) error {
 		return rt.overloaded("server")
 	}
 	if l == nil {
-		l = &lane{tenant: key.tenant}
-		rt.lanes[key.tenant] = l
+		l = &lane{tenant: key.Tenant}
+		rt.lanes[key.Tenant] = l
 	}
 	if b == nil {
 		b = &mailbox{key: key, kind: k, lane: l}

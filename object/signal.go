@@ -20,9 +20,11 @@ func (k *Kind[S]) Signal(ctx context.Context, as Info, m proto.Message) error {
 	if err != nil {
 		return err
 	}
-	at := key{caller.Tenant, k.name, as.ID}
-	k.rt.hub.tell(at, signal{m, as.Version})
-	k.rt.fanout.signals.add(k.kind, at, as.Version, m)
+	at := k.at(caller.Tenant, as.ID)
+	k.rt.hub.Told(at, as.Version, m)
+	if k.signal != nil {
+		k.rt.hints.Signal(at, as.Version, m)
+	}
 	return nil
 }
 
@@ -33,7 +35,7 @@ func (k *Kind[S]) Cached(ctx context.Context, id ID) (Snapshot[S], bool) {
 	if err != nil {
 		return Snapshot[S]{}, false
 	}
-	rec := k.rt.cache.get(key{caller.Tenant, k.name, id})
+	rec := k.rt.cache.get(k.at(caller.Tenant, id))
 	if !rec.live(k.rt.db.Now()) || !caller.MaySee(rec.owner) {
 		return Snapshot[S]{}, false
 	}
@@ -49,8 +51,9 @@ type signal struct {
 	version Version
 }
 
-// tell brings a signal to the watchers of this process. One that is about a version that they have not seen is a hint as well.
-func (h *hub) tell(k key, told signal) {
+// Told brings a signal to the watchers of this process. One that is about a version that they have not seen is a hint as well.
+func (h *hub) Told(k key, v Version, m proto.Message) {
+	told := signal{m, v}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for s := range h.subs[k] {
@@ -66,12 +69,12 @@ func (h *hub) tell(k key, told signal) {
 	}
 }
 
-// kindOfWatched returns the kind of an object, or nil if it has no watcher in this process.
-func (h *hub) kindOfWatched(k key) *kind {
+// SignalOf implements [hints.Listener].
+func (h *hub) SignalOf(k key) proto.Message {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for s := range h.subs[k] {
-		return s.kind
+		return s.kind.signal
 	}
 	return nil
 }

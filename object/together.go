@@ -40,7 +40,7 @@ type Viewed[S proto.Message] struct {
 // ViewIn adds the view of an object.
 func ViewIn[S proto.Message](r *Together, k *Kind[S], id ID) *Viewed[S] {
 	v := &Viewed[S]{}
-	if err := id.check(); err != nil && r.err == nil {
+	if err := id.Check(); err != nil && r.err == nil {
 		r.err = err
 	}
 	var rec *record
@@ -53,7 +53,7 @@ func ViewIn[S proto.Message](r *Together, k *Kind[S], id ID) *Viewed[S] {
 	})
 	r.done = append(r.done, func(caller identity.Identity, now time.Time) error {
 		if rec.live(now) && caller.MaySee(rec.owner) {
-			k.rt.cache.put(key{caller.Tenant, k.name, id}, rec)
+			k.rt.cache.put(k.at(caller.Tenant, id), rec)
 			v.Found, v.Snapshot = true, Snapshot[S]{Info: rec.info(id), State: rec.state.(S)} //nolint:forcetypeassert // decoded from the kind's prototype
 		}
 		return nil
@@ -99,7 +99,7 @@ func EntriesIn[S proto.Message](r *Together, k *Kind[S], id ID, collection strin
 			r.taken += len(row.Body) + itemOverhead
 			return add(row.Key, row.Body)
 		}
-		queuePage(p, key{caller.Tenant, k.name, id}, collection, k.readerOf(caller, collection), part, limit+1, AnswerBytes, each)
+		queuePage(p, k.at(caller.Tenant, id), collection, k.readerOf(caller, collection), part, limit+1, AnswerBytes, each)
 	}, collection)
 	return page
 }
@@ -129,7 +129,7 @@ func LookupIn[S proto.Message](r *Together, k *Kind[S], id ID, collection string
 func queueEntries[S proto.Message](
 	r *Together, k *Kind[S], id ID, page *EntriesPage, read func(p *db.Pipeline, caller identity.Identity, add func(key, body string) error), collection string,
 ) {
-	if err := id.check(); err != nil && r.err == nil {
+	if err := id.Check(); err != nil && r.err == nil {
 		r.err = err
 	}
 	var rec *record
@@ -137,7 +137,7 @@ func queueEntries[S proto.Message](
 		*page, rec = EntriesPage{}, nil
 		queueView1(p, k.kind, caller.Tenant, id, func(row *dbsqlc.ViewObjectsRow) (err error) {
 			if row.Asleep {
-				r.asleep = key{caller.Tenant, k.name, id}
+				r.asleep = k.at(caller.Tenant, id)
 				return errAsleep
 			}
 			rec, err = k.record(row, 0, 0)

@@ -106,10 +106,10 @@ func (t *txn) Version() Version {
 // Info is the object as the change will leave it: call it last.
 func (t *txn) Info() Info {
 	if t.unchanged {
-		return t.base.info(t.work.box.key.id)
+		return t.base.info(t.work.box.key.ID)
 	}
 	next := t.next()
-	return next.info(t.work.box.key.id)
+	return next.info(t.work.box.key.ID)
 }
 
 // Entry returns an entry as the change sees it, or nil. It is shared: clone it to change it.

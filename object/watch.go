@@ -14,6 +14,7 @@ import (
 	"holdfast/gen/dbsqlc"
 	"holdfast/identity"
 	"holdfast/object/internal/bounds"
+	"holdfast/object/internal/hints"
 )
 
 // Change is one message of a watch: what the versions up to Version changed since the message before.
@@ -76,7 +77,7 @@ func (k *Kind[S]) Await(ctx context.Context, id ID) error {
 		return err
 	}
 	hub := k.rt.hub
-	s, err := hub.subscribe(&subscription{key: key{caller.Tenant, k.name, id}, kind: k.kind, caller: caller, absent: true}) //nolint:contextcheck // the poller serves all watches
+	s, err := hub.subscribe(&subscription{key: k.at(caller.Tenant, id), kind: k.kind, caller: caller, absent: true}) //nolint:contextcheck // the poller serves all watches
 	if err != nil {
 		return err
 	}
@@ -131,10 +132,10 @@ func (w *watch) run(ctx context.Context, id ID, yield func(*update) bool) error 
 	if err != nil {
 		return err
 	}
-	if err := id.check(); err != nil {
+	if err := id.Check(); err != nil {
 		return err
 	}
-	w.caller, w.key = caller, key{caller.Tenant, w.kind.name, id}
+	w.caller, w.key = caller, w.kind.at(caller.Tenant, id)
 	s, err := rt.hub.subscribe(&subscription{key: w.key, kind: w.kind, caller: caller}) //nolint:contextcheck // the poller serves all watches
 	if err != nil {
 		return err
@@ -267,9 +268,9 @@ func (w *watch) tellOlder(ctx context.Context, id ID, u *update, yield func(*upd
 	err = k.rt.awake(ctx, w.key, func() error {
 		var rec *record
 		p := k.rt.db.NewSnapshot(callerScope(w.caller))
-		queueAwake(p, w.kind, w.key.tenant, id, &rec)
+		queueAwake(p, w.kind, w.key.Tenant, id, &rec)
 		p.FindOldest(dbsqlc.FindOldestParams{
-			TenantID: string(w.key.tenant), Kind: w.kind.name, ObjectID: string(id), Collection: w.kind.recent,
+			TenantID: string(w.key.Tenant), Kind: w.kind.name, ObjectID: string(id), Collection: w.kind.recent,
 			PageSize: int32(w.recent) + 1, //nolint:gosec // a page's size
 		}, func(r *dbsqlc.FindOldestRow) error {
 			if r.Keys > int64(w.recent) {
@@ -401,12 +402,13 @@ func (h *hub) publish(k key, events []event) {
 	}
 	h.relist(k, events[len(events)-1].after)
 	h.mu.Unlock()
-	h.rt.fanout.changed(k, events[len(events)-1].version)
+	h.rt.hints.Changed(k, events[len(events)-1].version)
 }
 
-// hinted sends the watchers of an object to the journal, where they have not seen the version that another process
+// Changed sends the watchers of an object to the journal, where they have not seen the version that another process
 // tells of.
-func (h *hub) hinted(k key, v Version) {
+func (h *hub) Changed(k key, v Version) {
+	h.rt.cache.outdated(k, v)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.relist(k, h.rt.cache.get(k))
@@ -417,8 +419,8 @@ func (h *hub) hinted(k key, v Version) {
 	}
 }
 
-// lookNow makes the poller, if it runs, look at once.
-func (h *hub) lookNow() {
+// Look makes the poller, if it runs, look at once.
+func (h *hub) Look() {
 	select {
 	case h.look <- struct{}{}:
 	default:
@@ -485,19 +487,16 @@ func (s *subscription) position() Version {
 // interval is how long the poller waits. It is the only way to hear of other processes' changes where there are no hints,
 // and finds the ones that were lost where there are.
 func (h *hub) interval() time.Duration {
-	if h.rt.fanout.hearing() {
-		return jitter(h.hinting)
+	if h.rt.hints.Hearing() {
+		return hints.Jitter(h.hinting)
 	}
-	return jitter(h.every)
+	return hints.Jitter(h.every)
 }
 
 // newAge ends a watch at its greatest age.
 func (h *hub) newAge() *time.Timer {
 	return time.NewTimer(h.age - rand.N(h.age/10+1)) //nolint:gosec // jitter
 }
-
-// jitter is d give or take a tenth.
-func jitter(d time.Duration) time.Duration { return d*9/10 + rand.N(d/5+1) } //nolint:gosec // no secret
 
 // run polls for changes of other processes while anybody watches, one statement per tenant and 256 objects.
 func (h *hub) run() {
@@ -510,7 +509,7 @@ func (h *hub) run() {
 		case <-h.closed:
 			return
 		case <-timer.C:
-			hinted = h.rt.fanout.hearing()
+			hinted = h.rt.hints.Hearing()
 		case <-h.look:
 		}
 		h.mu.Lock()
@@ -530,7 +529,7 @@ func (h *hub) run() {
 					behind = s
 				}
 			}
-			watched[k.tenant] = append(watched[k.tenant], behind)
+			watched[k.Tenant] = append(watched[k.Tenant], behind)
 		}
 		h.mu.Unlock()
 		for tenant, subs := range watched {
@@ -553,7 +552,7 @@ func (h *hub) lookAt(tenant identity.Tenant, subs []*subscription, hinted bool) 
 		fresh[i] = s.absent
 		a.Ords = append(a.Ords, int32(i))
 		a.Kinds = append(a.Kinds, s.kind.name)
-		a.Ids = append(a.Ids, string(s.key.id))
+		a.Ids = append(a.Ids, string(s.key.ID))
 		a.Known = append(a.Known, int64(s.position()))
 		a.Collections = append(a.Collections, "")
 		a.Limits = append(a.Limits, 0)

@@ -106,7 +106,7 @@ func (h *hub) unlist(k kindKey, l *listing) {
 
 // relist wakes the lists that an object may be in. rec is the object, or nil if it is not known. The caller holds mu.
 func (h *hub) relist(k key, rec *record) {
-	for l := range h.lists[kindKey{k.tenant, k.kind}] {
+	for l := range h.lists[kindKey{k.Tenant, k.Kind}] {
 		if rec != nil && !l.caller.MaySee(rec.owner) {
 			continue
 		}

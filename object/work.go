@@ -223,10 +223,10 @@ func (w *work) apply(c *change, now time.Time) error {
 		past = w.cur.version
 	}
 	if want := c.opts.ifVersion; want != nil && *want != at {
-		return &VersionMismatchError{Kind: w.kind.name, ID: w.box.key.id, Expected: *want, Current: at}
+		return &VersionMismatchError{Kind: w.kind.name, ID: w.box.key.ID, Expected: *want, Current: at}
 	}
 	if want := c.opts.basedOn; want != 0 && want != past {
-		return &VersionMismatchError{Kind: w.kind.name, ID: w.box.key.id, Expected: want, Current: past}
+		return &VersionMismatchError{Kind: w.kind.name, ID: w.box.key.ID, Expected: want, Current: past}
 	}
 	if revived && w.cur == w.base {
 		w.fresh = false // its entries are still there
@@ -507,7 +507,7 @@ func (w *work) appendUndo(b []byte, t *txn, live bool) ([]byte, error) {
 
 // store adds what the changes came to to the batch's one statement.
 func (w *work) store(c *db.Changes) error {
-	name, owner := db.Name{Kind: w.kind.name, Object: string(w.box.key.id)}, w.cur.owner
+	name, owner := db.Name{Kind: w.kind.name, Object: string(w.box.key.ID)}, w.cur.owner
 	o := db.ObjectRow{
 		Name: name, Owner: owner, Version: int64(w.cur.version), Schema: w.cur.schema, Create: w.cur.create, Update: w.cur.update,
 		Activity: w.cur.activity, Expire: w.cur.expire, Reborn: w.fresh && w.base != nil,
@@ -528,11 +528,11 @@ func (w *work) store(c *db.Changes) error {
 	if is, orders, same := w.terms(); !same {
 		t := db.TermsRow{Name: name, Owner: owner, Activity: w.cur.activity}
 		for _, term := range is {
-			t.Terms = append(t.Terms, storedTerm(w.box.key.tenant, w.kind.name, term))
+			t.Terms = append(t.Terms, storedTerm(w.box.key.Tenant, w.kind.name, term))
 		}
 		c.Terms = append(c.Terms, t)
 		for _, o := range orders {
-			c.Terms = append(c.Terms, db.TermsRow{Name: name, Owner: owner, Activity: o.Time, Terms: []string{storedTerm(w.box.key.tenant, w.kind.name, o.Term)}})
+			c.Terms = append(c.Terms, db.TermsRow{Name: name, Owner: owner, Activity: o.Time, Terms: []string{storedTerm(w.box.key.Tenant, w.kind.name, o.Term)}})
 		}
 	}
 	for _, k := range w.assumed {
@@ -565,7 +565,7 @@ func (w *work) store(c *db.Changes) error {
 			RequestID: e.requestID, RequestHash: e.hash, Reply: e.reply, Undo: e.undo,
 		}
 		if e.requestID != "" && i >= begins {
-			r.RequestKey = w.box.key.requestKey(e.requestID)
+			r.RequestKey = w.box.key.RequestKey(e.requestID)
 		}
 		c.Events = append(c.Events, r)
 	}

@@ -1,4 +1,4 @@
-package object
+package hints
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"holdfast/identity"
+	"holdfast/object/internal/addr"
 )
 
 // Sealer encrypts and authenticates under keys that all processes on one database share. Open needs the context that Seal was given.
@@ -32,31 +33,37 @@ const (
 	signalsMark = "signals\n"
 )
 
-// signalRelay sends signals to the watchers of other processes over the fan-out's carrier, in messages of their own, so that no hint
+// signal is a message that waits to be sent. It is for those who are at the object's version.
+type signal struct {
+	message proto.Message
+	version addr.Version
+}
+
+// signalRelay sends signals to the watchers of other processes over the carrier, in messages of their own, so that no hint
 // waits for them. They may be lost. Listening to a database or to a NATS subject must not reveal a tenant's objects, so each signal is
 // sealed for one version of one object. Safe for concurrent use.
 type signalRelay struct {
-	f      *fanout
-	sealer Sealer        // nil: nothing is sent or understood
-	wake   chan struct{} // capacity 1: something waits
+	f    *Hints
+	wake chan struct{} // capacity 1: something waits
 
 	mu      sync.Mutex // guards pending; nothing slow happens under it
-	pending map[key]signal
+	pending map[addr.Key]signal
 }
 
-func newSignalRelay(f *fanout, sealer Sealer) *signalRelay {
-	return &signalRelay{f: f, sealer: sealer, wake: make(chan struct{}, 1), pending: map[key]signal{}}
+func newSignalRelay(f *Hints) *signalRelay {
+	return &signalRelay{f: f, wake: make(chan struct{}, 1), pending: map[addr.Key]signal{}}
 }
 
-// add queues a signal if there are other processes. It never blocks.
-func (s *signalRelay) add(kind *kind, k key, v Version, m proto.Message) {
-	if s.sealer == nil || s.f.carrier == nil || kind.signal == nil || !s.f.inCompany() {
+// Signal tells other processes a signal about a version of an object, if there are any. It never blocks.
+func (f *Hints) Signal(k addr.Key, v addr.Version, m proto.Message) {
+	if f.Sealer == nil || f.Carrier == nil || f.Peers() == 0 {
 		return
 	}
+	s := f.signals
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.pending[k]; !ok && len(s.pending) >= maxSignals {
-		s.f.rt.metrics.signalsLost.Inc()
+		s.f.metrics.signalsLost.Inc()
 		return
 	}
 	s.pending[k] = signal{m, v}
@@ -78,16 +85,16 @@ func (s *signalRelay) send() {
 		}
 		s.mu.Lock()
 		pending := s.pending
-		s.pending = map[key]signal{}
+		s.pending = map[addr.Key]signal{}
 		s.mu.Unlock()
-		messages, lines := encodeSignals(s.f.self, s.sealer, pending)
-		ctx, cancel := context.WithTimeout(s.f.rt.life, sendTimeout)
-		if s.f.carrier.Send(ctx, messages) != nil {
+		messages, lines := encodeSignals(s.f.self, s.f.Sealer, pending)
+		ctx, cancel := context.WithTimeout(s.f.life, sendTimeout)
+		if s.f.Carrier.Send(ctx, messages) != nil {
 			lines = 0
 		}
 		cancel()
-		s.f.rt.metrics.signalsSent.Add(float64(lines))
-		s.f.rt.metrics.signalsLost.Add(float64(len(pending) - lines))
+		s.f.metrics.signalsSent.Add(float64(lines))
+		s.f.metrics.signalsLost.Add(float64(len(pending) - lines))
 		pause.Reset(signalPause)
 		select {
 		case <-pause.C:
@@ -99,7 +106,7 @@ func (s *signalRelay) send() {
 
 // on receives the signals in a message from another process. It skips those that were sealed under other keys.
 func (s *signalRelay) on(message string) {
-	if s.sealer == nil {
+	if s.f.Sealer == nil {
 		return
 	}
 	for line := range strings.SplitSeq(message, "\n") {
@@ -107,9 +114,9 @@ func (s *signalRelay) on(message string) {
 		if len(parts) != signalParts {
 			continue
 		}
-		k := key{identity.Tenant(parts[0]), parts[1], ID(parts[2])}
-		kind := s.f.rt.hub.kindOfWatched(k)
-		if kind == nil || kind.signal == nil {
+		k := addr.Key{Tenant: identity.Tenant(parts[0]), Kind: parts[1], ID: addr.ID(parts[2])}
+		prototype := s.f.listener.SignalOf(k)
+		if prototype == nil {
 			continue
 		}
 		version, err := strconv.ParseInt(parts[3], 10, 64)
@@ -120,16 +127,16 @@ func (s *signalRelay) on(message string) {
 		if err != nil {
 			continue
 		}
-		plain, err := s.sealer.Open(sealed, signalContext(k, Version(version)))
+		plain, err := s.f.Sealer.Open(sealed, signalContext(k, addr.Version(version)))
 		if err != nil {
 			continue
 		}
-		m := kind.signal.ProtoReflect().New().Interface()
+		m := prototype.ProtoReflect().New().Interface()
 		if proto.Unmarshal(plain, m) != nil {
 			continue
 		}
-		s.f.rt.metrics.signalsReceived.Inc()
-		s.f.rt.hub.tell(k, signal{m, Version(version)})
+		s.f.metrics.signalsReceived.Inc()
+		s.f.listener.Told(k, addr.Version(version), m)
 	}
 }
 
@@ -138,10 +145,10 @@ const signalParts = 5
 
 // encodeSignals writes up to maxSignalBytes of messages, one signal a line, one tenant after the other in turn. It returns the
 // messages and the number of signals in them.
-func encodeSignals(from string, sealer Sealer, pending map[key]signal) (messages []string, held int) {
-	byTenant := map[identity.Tenant][]key{}
+func encodeSignals(from string, sealer Sealer, pending map[addr.Key]signal) (messages []string, held int) {
+	byTenant := map[identity.Tenant][]addr.Key{}
 	for k := range pending { // in random order, so that every object has its turn
-		byTenant[k.tenant] = append(byTenant[k.tenant], k)
+		byTenant[k.Tenant] = append(byTenant[k.Tenant], k)
 	}
 	header := from + "\n" + strings.TrimSuffix(signalsMark, "\n")
 	var b strings.Builder
@@ -174,7 +181,7 @@ func encodeSignals(from string, sealer Sealer, pending map[key]signal) (messages
 }
 
 // encodeSignal writes a line; ok is false if it is longer than most.
-func encodeSignal(k key, told signal, sealer Sealer, most int) (line string, ok bool) {
+func encodeSignal(k addr.Key, told signal, sealer Sealer, most int) (line string, ok bool) {
 	if proto.Size(told.message) > most {
 		return "", false
 	}
@@ -183,11 +190,11 @@ func encodeSignal(k key, told signal, sealer Sealer, most int) (line string, ok 
 		return "", false
 	}
 	sealed := base64.RawStdEncoding.EncodeToString(sealer.Seal(plain, signalContext(k, told.version)))
-	line = "\n" + strings.Join([]string{string(k.tenant), k.kind, string(k.id), strconv.FormatInt(int64(told.version), 10), sealed}, "\t")
+	line = "\n" + strings.Join([]string{string(k.Tenant), k.Kind, string(k.ID), strconv.FormatInt(int64(told.version), 10), sealed}, "\t")
 	return line, len(line) <= most
 }
 
 // signalContext returns the context that a signal is sealed for.
-func signalContext(k key, v Version) []byte {
-	return []byte(strings.Join([]string{"signal", string(k.tenant), k.kind, string(k.id), strconv.FormatInt(int64(v), 10)}, "\x00"))
+func signalContext(k addr.Key, v addr.Version) []byte {
+	return []byte(strings.Join([]string{"signal", string(k.Tenant), k.Kind, string(k.ID), strconv.FormatInt(int64(v), 10)}, "\x00"))
 }
