@@ -123,6 +123,7 @@ var walks = map[string]walk{ //nolint:gochecknoglobals // never changed
 		{method: "CreateIssue", service: true},
 		{method: "UpdateIssue", service: true},
 		{method: "CommentOnIssue", service: true},
+		{method: "RespondToAgentSession", service: true},
 		{method: "DeleteEndpoint", service: true},
 		{method: "ListIssues"},
 		{method: "ListComments"},
@@ -191,6 +192,9 @@ func TestExamplesSucceed(t *testing.T) {
 			b := setup(t)
 			user, service := b.key(t, "ada"), b.key(t, "")
 			for _, s := range walks[name] {
+				if s.method == "RespondToAgentSession" { // Linear's webhooks make sessions
+					fillParts(t, b, "5d2c4f3e-0a57-4b5e-9d3c-6f5a1f0c2b11", "9cfb482a-81e3-4154-b5b9-2c805e70a02d")
+				}
 				p, body, headers := s.method, s.body, []string{user}
 				if body == "" {
 					p = "/" + name + "/" + s.method

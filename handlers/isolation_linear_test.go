@@ -21,7 +21,7 @@ var linearArea = area{
 		seed:  [][2]string{{"PutIssues", `{"issues":[` + issueC1 + `]}`}},
 		reads: map[string][2]string{"": {"ListIssues", `{"filter":{"issueIds":["c1"]},"withPayload":true}`}},
 		service: map[string]string{
-			"PutIssues": "ok", "CreateIssue": "invalid_argument", "UpdateIssue": "invalid_argument", "CommentOnIssue": "invalid_argument", "PutEndpoint": "not_found", "ListEndpoints": "ok", "DeleteEndpoint": "not_found",
+			"PutIssues": "ok", "CreateIssue": "invalid_argument", "UpdateIssue": "invalid_argument", "CommentOnIssue": "invalid_argument", "RespondToAgentSession": "invalid_argument", "PutEndpoint": "not_found", "ListEndpoints": "ok", "DeleteEndpoint": "not_found",
 		},
 		full: map[string]string{
 			"PutIssues": `{"requestId":"r-2","ifVersion":"1","issues":[{"id":"c1","identifier":"ENG-1","previousIdentifiers":["OLD-1"],"number":1,"url":"u","title":"t","description":"d","priority":1,"estimate":0.5,"stateId":"s",
@@ -30,8 +30,9 @@ var linearArea = area{
 				"dueDate":"2026-01-01","createdAt":"2026-01-01T00:00:00Z","updatedAt":"2026-12-01T00:00:00.5Z","completedAt":null,"trashed":false}]}`,
 			"CreateIssue": `{"requestId":"r-2","ifVersion":"0","endpointId":"x","edit":{"title":"t","description":"d","priority":1,"estimate":2,"dueDate":"2026-01-01","stateId":"s","teamId":"t",
 				"assigneeId":"a","delegateId":"d","projectId":"p","cycleId":"y","parentId":"q","addLabelIds":["l"]}}`,
-			"UpdateIssue":    `{"requestId":"r-2","ifVersion":"1","issueId":"c1","edit":{"title":"t","removeLabelIds":["l"]},"updateMask":"title,removeLabelIds","endpointId":"x"}`,
-			"CommentOnIssue": `{"requestId":"r-2","ifVersion":"1","issueId":"c1","body":"b","parentCommentId":"p","endpointId":"x"}`,
+			"UpdateIssue":           `{"requestId":"r-2","ifVersion":"1","issueId":"c1","edit":{"title":"t","removeLabelIds":["l"]},"updateMask":"title,removeLabelIds","endpointId":"x"}`,
+			"CommentOnIssue":        `{"requestId":"r-2","ifVersion":"1","issueId":"c1","body":"b","parentCommentId":"p","endpointId":"x"}`,
+			"RespondToAgentSession": `{"requestId":"r-2","ifVersion":"1","agentSessionId":"c1","activity":{"type":"action","action":"a","parameter":"p","result":"r","ephemeral":true},"endpointId":"x"}`,
 			"ListIssues": `{"pageSize":5,"filter":{"issueIds":["c1"],"identifiers":["ENG-1"],"teamIds":["t"],"projectIds":["p"],"assigneeIds":["a"],"stateTypes":["started"],"labelNames":["n"],
 				"text":"t","open":true,"updatedSince":"2026-01-01T00:00:00Z","stateIds":["s"],"labelIds":["l"],"priorities":[1],"cycleIds":["y"],"parentIds":["q"],"delegateIds":["d"]},"withPayload":true,"order":"ISSUE_ORDER_CREATED"}`,
 			"PutEndpoint": `{"requestId":"r-2","ifVersion":"1","endpointId":"c1","endpoint":{"title":"t","labels":{"a":"b"},"replayWindow":"60s","organizationId":"o","teamIds":["t"]},"updateMask":"title,apiKey",
@@ -47,19 +48,20 @@ var linearArea = area{
 	},
 	alone: true,
 	cases: map[string]isolationCase{
-		linearRPCs + "ListIssues":          {body: `{"filter":{"issueIds":["c1"]},"withPayload":true}`, outside: isEmpty, inside: isShared},
-		linearRPCs + "ListComments":        {body: `{"filter":{"issueId":"c1"}}`, outside: isEmpty, inside: isShared},
-		linearRPCs + "ListAttachments":     {body: `{"issueId":"c1"}`, outside: isEmpty, inside: isShared},
-		linearRPCs + "ListIssueHistory":    {body: `{"issueId":"c1"}`, outside: isEmpty, inside: isShared},
-		linearRPCs + "ListAgentSessions":   {body: `{"filter":{"issueIds":["c1"]}}`, outside: isEmpty, inside: isShared},
-		linearRPCs + "ListAgentActivities": {body: `{"agentSessionId":"c1"}`, outside: isEmpty, inside: isShared},
-		linearRPCs + "PutIssues":           {test: isolateIssues},
-		linearRPCs + "CreateIssue":         {test: isolateChanges},
-		linearRPCs + "UpdateIssue":         {test: isolateChanges},
-		linearRPCs + "CommentOnIssue":      {test: isolateChanges},
-		linearRPCs + "PutEndpoint":         {test: isolateEndpoint},
-		linearRPCs + "ListEndpoints":       {test: isolateEndpoint},
-		linearRPCs + "DeleteEndpoint":      {test: isolateEndpoint},
+		linearRPCs + "ListIssues":            {body: `{"filter":{"issueIds":["c1"]},"withPayload":true}`, outside: isEmpty, inside: isShared},
+		linearRPCs + "ListComments":          {body: `{"filter":{"issueId":"c1"}}`, outside: isEmpty, inside: isShared},
+		linearRPCs + "ListAttachments":       {body: `{"issueId":"c1"}`, outside: isEmpty, inside: isShared},
+		linearRPCs + "ListIssueHistory":      {body: `{"issueId":"c1"}`, outside: isEmpty, inside: isShared},
+		linearRPCs + "ListAgentSessions":     {body: `{"filter":{"issueIds":["c1"]}}`, outside: isEmpty, inside: isShared},
+		linearRPCs + "ListAgentActivities":   {body: `{"agentSessionId":"c1"}`, outside: isEmpty, inside: isShared},
+		linearRPCs + "PutIssues":             {test: isolateIssues},
+		linearRPCs + "CreateIssue":           {test: isolateChanges},
+		linearRPCs + "UpdateIssue":           {test: isolateChanges},
+		linearRPCs + "CommentOnIssue":        {test: isolateChanges},
+		linearRPCs + "RespondToAgentSession": {test: isolateChanges},
+		linearRPCs + "PutEndpoint":           {test: isolateEndpoint},
+		linearRPCs + "ListEndpoints":         {test: isolateEndpoint},
+		linearRPCs + "DeleteEndpoint":        {test: isolateEndpoint},
 	},
 }
 
@@ -69,10 +71,11 @@ func linearMethod(name string) protoreflect.MethodDescriptor { return registered
 func fillLinear(tb testing.TB, b *bundle) {
 	tb.Helper()
 	b.must(tb, linearRPCs+"PutIssues", `{"issues":[`+issueC1+`]}`, b.key(tb, ""))
-	fillParts(tb, b)
+	fillParts(tb, b, "c1", "c1")
 }
 
-func fillParts(tb testing.TB, b *bundle) {
+// fillParts makes a comment, an attachment and an agent's session with an id, on an issue.
+func fillParts(tb testing.TB, b *bundle, id, issue string) {
 	tb.Helper()
 	conn, err := pgx.Connect(tb.Context(), b.SuperuserURL)
 	if err != nil {
@@ -81,18 +84,18 @@ func fillParts(tb testing.TB, b *bundle) {
 	defer conn.Close(context.Background())
 	for _, sql := range []string{
 		`INSERT INTO holdfast.objects (tenant_id, kind, object_id, owner_id, base_version, version, schema_version, state, create_time, update_time, activity_time)
-			SELECT $1, kind, 'c1', '', 0, 1, 1, jsonb_build_object('issue_id', 'c1', field, $2::text, 'stamp', jsonb_build_object('time_ms', '1')), now(), now(), now()
+			SELECT $1, kind, $3, '', 0, 1, 1, jsonb_build_object('issue_id', $4::text, field, $2::text, 'stamp', jsonb_build_object('time_ms', '1')), now(), now(), now()
 			FROM (VALUES ('linear_comment', 'body'), ('linear_attachment', 'title'), ('linear_agent_session', 'summary')) v (kind, field)`,
 		`INSERT INTO holdfast.terms (tenant_id, kind, object_id, owner_id, term, activity_time)
-			SELECT $1, kind, 'c1', '', $1 || '/' || kind || '/' || term, now()
-			FROM (VALUES ('linear_comment', 'oldest=c1'), ('linear_comment', 'newest=c1'), ('linear_attachment', 'oldest=c1'),
-				('linear_agent_session', 'any'), ('linear_agent_session', 'issue=c1')) v (kind, term)
+			SELECT $1, kind, $3, '', $1 || '/' || kind || '/' || term, now()
+			FROM (VALUES ('linear_comment', 'oldest=' || $4::text), ('linear_comment', 'newest=' || $4::text), ('linear_attachment', 'oldest=' || $4::text),
+				('linear_agent_session', 'any'), ('linear_agent_session', 'issue=' || $4::text)) v (kind, term)
 			WHERE $2 <> ''`,
 		`INSERT INTO holdfast.entries (tenant_id, kind, object_id, owner_id, collection, key, version, body)
-			VALUES ($1, 'linear_issue', 'c1', '', 'history', '1', 1, jsonb_build_object('action', $2::text)),
-				($1, 'linear_agent_session', 'c1', '', 'activities', '1', 1, jsonb_build_object('body', $2::text))`,
+			VALUES ($1, 'linear_issue', $4, '', 'history', '1', 1, jsonb_build_object('action', $2::text)),
+				($1, 'linear_agent_session', $3, '', 'activities', '1', 1, jsonb_build_object('body', $2::text))`,
 	} {
-		if _, err := conn.Exec(tb.Context(), sql, string(b.Tenant), secret); err != nil {
+		if _, err := conn.Exec(tb.Context(), sql, string(b.Tenant), secret, id, issue); err != nil {
 			tb.Fatal(err)
 		}
 	}
@@ -127,11 +130,12 @@ func isolateIssues(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
 // isolateChanges: changes are sent to Linear for the tenant's services only, with a key of their own tenant.
 func isolateChanges(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
 	ada, service, other := b.key(t, "ada"), b.key(t, ""), b.tenant(t)
-	b.must(t, linearRPCs+"PutIssues", `{"issues":[`+issueC1+`]}`, service)
+	fillLinear(t, b)
 	b.must(t, linearRPCs+"PutEndpoint", `{"endpoint":{"title":"mine"},"setApiKey":"`+secret+`"}`, service)
 	other.must(t, linearRPCs+"PutEndpoint", `{"endpoint":{"title":"theirs"},"setApiKey":"theirs"}`, other.key(t, ""))
 	body := map[string]string{
 		"CreateIssue": `{"edit":{"title":"new","teamId":"t"}}`, "UpdateIssue": `{"issueId":"c1","edit":{"title":"new"}}`, "CommentOnIssue": `{"issueId":"c1","body":"new"}`,
+		"RespondToAgentSession": `{"agentSessionId":"c1","activity":{"type":"response","body":"new"}}`,
 	}[string(m.Name())]
 	stranger := isNotFound
 	if m.Name() == "CreateIssue" {

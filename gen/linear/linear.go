@@ -9,6 +9,40 @@ import (
 	"github.com/Khan/genqlient/graphql"
 )
 
+// AgentActivityCreateAgentActivityCreateAgentActivityPayload includes the requested fields of the GraphQL type AgentActivityPayload.
+type AgentActivityCreateAgentActivityCreateAgentActivityPayload struct {
+	Success       bool             `json:"success"`
+	AgentActivity *json.RawMessage `json:"agentActivity"`
+}
+
+// GetSuccess returns AgentActivityCreateAgentActivityCreateAgentActivityPayload.Success, and is useful for accessing the field via an interface.
+func (v *AgentActivityCreateAgentActivityCreateAgentActivityPayload) GetSuccess() bool {
+	return v.Success
+}
+
+// GetAgentActivity returns AgentActivityCreateAgentActivityCreateAgentActivityPayload.AgentActivity, and is useful for accessing the field via an interface.
+func (v *AgentActivityCreateAgentActivityCreateAgentActivityPayload) GetAgentActivity() *json.RawMessage {
+	return v.AgentActivity
+}
+
+// AgentActivityCreateResponse is returned by AgentActivityCreate on success.
+type AgentActivityCreateResponse struct {
+	AgentActivityCreate *AgentActivityCreateAgentActivityCreateAgentActivityPayload `json:"agentActivityCreate"`
+}
+
+// GetAgentActivityCreate returns AgentActivityCreateResponse.AgentActivityCreate, and is useful for accessing the field via an interface.
+func (v *AgentActivityCreateResponse) GetAgentActivityCreate() *AgentActivityCreateAgentActivityCreateAgentActivityPayload {
+	return v.AgentActivityCreate
+}
+
+// ByIDAgentActivitiesAgentActivityConnection includes the requested fields of the GraphQL type AgentActivityConnection.
+type ByIDAgentActivitiesAgentActivityConnection struct {
+	Nodes []*json.RawMessage `json:"nodes"`
+}
+
+// GetNodes returns ByIDAgentActivitiesAgentActivityConnection.Nodes, and is useful for accessing the field via an interface.
+func (v *ByIDAgentActivitiesAgentActivityConnection) GetNodes() []*json.RawMessage { return v.Nodes }
+
 // ByIDAttachmentsAttachmentConnection includes the requested fields of the GraphQL type AttachmentConnection.
 type ByIDAttachmentsAttachmentConnection struct {
 	Nodes []*json.RawMessage `json:"nodes"`
@@ -35,9 +69,10 @@ func (v *ByIDIssuesIssueConnection) GetNodes() []*json.RawMessage { return v.Nod
 
 // ByIDResponse is returned by ByID on success.
 type ByIDResponse struct {
-	Issues      *ByIDIssuesIssueConnection           `json:"issues"`
-	Comments    *ByIDCommentsCommentConnection       `json:"comments"`
-	Attachments *ByIDAttachmentsAttachmentConnection `json:"attachments"`
+	Issues          *ByIDIssuesIssueConnection                  `json:"issues"`
+	Comments        *ByIDCommentsCommentConnection              `json:"comments"`
+	Attachments     *ByIDAttachmentsAttachmentConnection        `json:"attachments"`
+	AgentActivities *ByIDAgentActivitiesAgentActivityConnection `json:"agentActivities"`
 }
 
 // GetIssues returns ByIDResponse.Issues, and is useful for accessing the field via an interface.
@@ -48,6 +83,11 @@ func (v *ByIDResponse) GetComments() *ByIDCommentsCommentConnection { return v.C
 
 // GetAttachments returns ByIDResponse.Attachments, and is useful for accessing the field via an interface.
 func (v *ByIDResponse) GetAttachments() *ByIDAttachmentsAttachmentConnection { return v.Attachments }
+
+// GetAgentActivities returns ByIDResponse.AgentActivities, and is useful for accessing the field via an interface.
+func (v *ByIDResponse) GetAgentActivities() *ByIDAgentActivitiesAgentActivityConnection {
+	return v.AgentActivities
+}
 
 // ChangedIDsAttachmentsAttachmentConnection includes the requested fields of the GraphQL type AttachmentConnection.
 type ChangedIDsAttachmentsAttachmentConnection struct {
@@ -257,13 +297,22 @@ type TeamsByIDTeamsTeamConnectionNodesTeam struct {
 // GetId returns TeamsByIDTeamsTeamConnectionNodesTeam.Id, and is useful for accessing the field via an interface.
 func (v *TeamsByIDTeamsTeamConnectionNodesTeam) GetId() string { return v.Id }
 
+// __AgentActivityCreateInput is used internally by genqlient
+type __AgentActivityCreateInput struct {
+	Input *map[string]interface{} `json:"input,omitempty"`
+}
+
+// GetInput returns __AgentActivityCreateInput.Input, and is useful for accessing the field via an interface.
+func (v *__AgentActivityCreateInput) GetInput() *map[string]interface{} { return v.Input }
+
 // __ByIDInput is used internally by genqlient
 type __ByIDInput struct {
-	Ids         []string `json:"ids"`
-	First       int      `json:"first"`
-	Issues      bool     `json:"issues"`
-	Comments    bool     `json:"comments"`
-	Attachments bool     `json:"attachments"`
+	Ids             []string `json:"ids"`
+	First           int      `json:"first"`
+	Issues          bool     `json:"issues"`
+	Comments        bool     `json:"comments"`
+	Attachments     bool     `json:"attachments"`
+	AgentActivities bool     `json:"agentActivities"`
 }
 
 // GetIds returns __ByIDInput.Ids, and is useful for accessing the field via an interface.
@@ -280,6 +329,9 @@ func (v *__ByIDInput) GetComments() bool { return v.Comments }
 
 // GetAttachments returns __ByIDInput.Attachments, and is useful for accessing the field via an interface.
 func (v *__ByIDInput) GetAttachments() bool { return v.Attachments }
+
+// GetAgentActivities returns __ByIDInput.AgentActivities, and is useful for accessing the field via an interface.
+func (v *__ByIDInput) GetAgentActivities() bool { return v.AgentActivities }
 
 // __ChangedIDsInput is used internally by genqlient
 type __ChangedIDsInput struct {
@@ -417,9 +469,48 @@ func (v *__TeamsByIDInput) GetIds() []string { return v.Ids }
 // GetFirst returns __TeamsByIDInput.First, and is useful for accessing the field via an interface.
 func (v *__TeamsByIDInput) GetFirst() int { return v.First }
 
+// The mutation executed by AgentActivityCreate.
+const AgentActivityCreate_Operation = `
+mutation AgentActivityCreate ($input: AgentActivityCreateInput!) {
+	agentActivityCreate(input: $input) {
+		success
+		agentActivity {
+			id
+			createdAt
+		}
+	}
+}
+`
+
+// AgentActivityCreate adds a step to an agent's session, with an id of ours.
+func AgentActivityCreate(
+	ctx_ context.Context,
+	client_ graphql.Client,
+	input *map[string]interface{},
+) (data_ *AgentActivityCreateResponse, err_ error) {
+	req_ := &graphql.Request{
+		OpName: "AgentActivityCreate",
+		Query:  AgentActivityCreate_Operation,
+		Variables: &__AgentActivityCreateInput{
+			Input: input,
+		},
+	}
+
+	data_ = &AgentActivityCreateResponse{}
+	resp_ := &graphql.Response{Data: data_}
+
+	err_ = client_.MakeRequest(
+		ctx_,
+		req_,
+		resp_,
+	)
+
+	return data_, err_
+}
+
 // The query executed by ByID.
 const ByID_Operation = `
-query ByID ($ids: [ID!]!, $first: Int!, $issues: Boolean!, $comments: Boolean!, $attachments: Boolean!) {
+query ByID ($ids: [ID!]!, $first: Int!, $issues: Boolean!, $comments: Boolean!, $attachments: Boolean!, $agentActivities: Boolean!) {
 	issues(filter: {id:{in:$ids}}, first: $first, includeArchived: true) @include(if: $issues) {
 		nodes {
 			... IssueFields
@@ -433,6 +524,12 @@ query ByID ($ids: [ID!]!, $first: Int!, $issues: Boolean!, $comments: Boolean!, 
 	attachments(filter: {id:{in:$ids}}, first: $first, includeArchived: true) @include(if: $attachments) {
 		nodes {
 			... AttachmentFields
+		}
+	}
+	agentActivities(filter: {id:{in:$ids}}, first: $first, includeArchived: true) @include(if: $agentActivities) {
+		nodes {
+			id
+			createdAt
 		}
 	}
 }
@@ -589,16 +686,18 @@ func ByID(
 	issues bool,
 	comments bool,
 	attachments bool,
+	agentActivities bool,
 ) (data_ *ByIDResponse, err_ error) {
 	req_ := &graphql.Request{
 		OpName: "ByID",
 		Query:  ByID_Operation,
 		Variables: &__ByIDInput{
-			Ids:         ids,
-			First:       first,
-			Issues:      issues,
-			Comments:    comments,
-			Attachments: attachments,
+			Ids:             ids,
+			First:           first,
+			Issues:          issues,
+			Comments:        comments,
+			Attachments:     attachments,
+			AgentActivities: agentActivities,
 		},
 	}
 

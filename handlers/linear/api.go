@@ -47,6 +47,8 @@ const (
 	issues      = "issues"
 	comments    = "comments"
 	attachments = "attachments"
+	// Steps of agents' sessions are only looked for by their ids.
+	agentActivities = "agentActivities"
 )
 
 // page is one page of a list.
@@ -194,7 +196,7 @@ const maxCursor = 4 << 10
 // byID reads things of a list; those that are gone, or that the key does not see, are left out. Where an error leaves out others, whole is
 // false.
 func (a linearAPI) byID(ctx context.Context, list string, ids []string) (things []*structpb.Struct, whole bool, _ error) {
-	res, err := linear.ByID(ctx, a.client, ids, len(ids), list == issues, list == comments, list == attachments)
+	res, err := linear.ByID(ctx, a.client, ids, len(ids), list == issues, list == comments, list == attachments, list == agentActivities)
 	failed := listed(err)
 	var nodes []*json.RawMessage
 	switch {
@@ -206,6 +208,8 @@ func (a linearAPI) byID(ctx context.Context, list string, ids []string) (things 
 		nodes = res.Comments.Nodes
 	case list == attachments && res.Attachments != nil:
 		nodes = res.Attachments.Nodes
+	case list == agentActivities && res.AgentActivities != nil:
+		nodes = res.AgentActivities.Nodes
 	case err != nil:
 		return nil, false, plainError(err)
 	default:

@@ -34,6 +34,7 @@ const (
 	toCreate  = storev1.LocalChangeType_LOCAL_CHANGE_TYPE_CREATE
 	toUpdate  = storev1.LocalChangeType_LOCAL_CHANGE_TYPE_UPDATE
 	toComment = storev1.LocalChangeType_LOCAL_CHANGE_TYPE_COMMENT
+	toRespond = storev1.LocalChangeType_LOCAL_CHANGE_TYPE_RESPOND
 
 	pending  = storev1.LocalChangeStatus_LOCAL_CHANGE_STATUS_PENDING
 	sending  = storev1.LocalChangeStatus_LOCAL_CHANGE_STATUS_SENDING
@@ -200,7 +201,7 @@ func confirm(s *storev1.IssueState) (changed bool) {
 	s.LocalChanges = slices.DeleteFunc(s.GetLocalChanges(), func(c *storev1.LocalChange) bool {
 		var made bool
 		switch {
-		case !unsettled(c) || c.GetType() == toComment:
+		case !unsettled(c) || c.GetType() == toComment || c.GetType() == toRespond:
 			return false
 		case c.GetType() == toCreate:
 			made = true
@@ -432,33 +433,60 @@ func sameField(a, b *linearv1.IssueEdit, name string) bool {
 	return a.ProtoReflect().Get(f).Equal(b.ProtoReflect().Get(f))
 }
 
+// addChange adds a change to an issue that is there, and has it sent. reply is what the caller is told of the issue then.
+func addChange[R proto.Message](
+	ctx context.Context, m *Manager, req object.ChangeRequest, issue object.ID, endpoint string, c *storev1.LocalChange, reply func(*linearv1.Issue) R,
+) (R, error) {
+	c.ChangeId, c.Status = uuid.NewString(), pending
+	var noSender error
+	c.EndpointId, noSender = m.senderOf(ctx, endpoint, issue)
+	res, err := object.Do(ctx, m.o.Issues, issue, req, func(tx *object.Tx[issueState]) (R, error) {
+		var none R
+		s, added := tx.State(), proto.CloneOf(c)
+		added.RequestTime = timestamppb.New(tx.Now())
+		switch {
+		case !known(s):
+			return none, object.ErrNotFound
+		case noSender != nil: // a retry asks for no sender
+			return none, noSender
+		}
+		if err := note(s, added); err != nil {
+			return none, err
+		}
+		return reply(presentIssue(object.Snapshot[issueState]{Info: tx.Info(), State: s})), nil
+	})
+	if err == nil {
+		m.sendSoon(ctx, issue)
+	}
+	return res, err
+}
+
 // CommentOnIssue implements LinearService.
 func (m *Manager) CommentOnIssue(ctx context.Context, req *linearv1.CommentOnIssueRequest) (*linearv1.CommentOnIssueResponse, error) {
 	if err := rpc.RequireService(ctx, "write issues"); err != nil {
 		return nil, err
 	}
-	id := object.ID(req.GetIssueId())
-	endpoint, noSender := m.senderOf(ctx, req.GetEndpointId(), id)
-	changeID := uuid.NewString()
-	res, err := object.Do(ctx, m.o.Issues, id, req, func(tx *object.Tx[issueState]) (*linearv1.CommentOnIssueResponse, error) {
-		s := tx.State()
-		if !known(s) {
-			return nil, object.ErrNotFound
-		}
-		if noSender != nil {
-			return nil, noSender
-		}
-		err := note(s, &storev1.LocalChange{
-			ChangeId: changeID, Type: toComment, Status: pending, EndpointId: endpoint, RequestTime: timestamppb.New(tx.Now()),
-			Body: req.GetBody(), ParentCommentId: req.GetParentCommentId(),
-		})
-		if err != nil {
-			return nil, err
-		}
-		return &linearv1.CommentOnIssueResponse{CommentId: changeID, Issue: presentIssue(object.Snapshot[issueState]{Info: tx.Info(), State: s})}, nil
+	c := &storev1.LocalChange{Type: toComment, Body: req.GetBody(), ParentCommentId: req.GetParentCommentId()}
+	return addChange(ctx, m, req, object.ID(req.GetIssueId()), req.GetEndpointId(), c, func(is *linearv1.Issue) *linearv1.CommentOnIssueResponse {
+		return &linearv1.CommentOnIssueResponse{CommentId: c.GetChangeId(), Issue: is}
 	})
-	if err == nil {
-		m.sendSoon(ctx, id)
+}
+
+// RespondToAgentSession implements LinearService.
+func (m *Manager) RespondToAgentSession(ctx context.Context, req *linearv1.RespondToAgentSessionRequest) (*linearv1.RespondToAgentSessionResponse, error) {
+	if err := rpc.RequireService(ctx, "respond to agent sessions"); err != nil {
+		return nil, err
 	}
-	return res, err
+	session, err := m.o.AgentSessions.View(ctx, object.ID(req.GetAgentSessionId()))
+	if err != nil {
+		return nil, err
+	}
+	if session.State.GetIssueId() == "" {
+		return nil, problem.InvalidArgument("agent_session_id", "is a session without an issue")
+	}
+	c := &storev1.LocalChange{Type: toRespond, AgentSessionId: req.GetAgentSessionId(), Activity: &storev1.AgentActivity{}}
+	rpc.Copy(c.Activity, req.GetActivity())
+	return addChange(ctx, m, req, object.ID(session.State.GetIssueId()), req.GetEndpointId(), c, func(is *linearv1.Issue) *linearv1.RespondToAgentSessionResponse {
+		return &linearv1.RespondToAgentSessionResponse{ActivityId: c.GetChangeId(), Issue: is}
+	})
 }

@@ -31,6 +31,7 @@ type fakeLinear struct {
 	mu       sync.Mutex // guards what follows
 	issues   map[string]map[string]any
 	comments map[string]map[string]any
+	steps    map[string]map[string]any // of agents' sessions
 	attached map[string]map[string]any
 	requests int
 	// next answers the next requests instead, in turn; nil: as usual.
@@ -53,7 +54,7 @@ func newFakeLinear(t testing.TB) *fakeLinear {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &fakeLinear{issues: map[string]map[string]any{}, comments: map[string]map[string]any{}, attached: map[string]map[string]any{}, hidden: map[string]bool{}, spoilt: map[string]bool{}}
+	l := &fakeLinear{issues: map[string]map[string]any{}, comments: map[string]map[string]any{}, attached: map[string]map[string]any{}, steps: map[string]map[string]any{}, hidden: map[string]bool{}, spoilt: map[string]bool{}}
 	l.schema, err = gqlparser.LoadSchema(&ast.Source{Name: "schema.graphql", Input: string(text)})
 	if err != nil {
 		t.Fatal(err)
@@ -142,7 +143,7 @@ func (l *fakeLinear) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	switch req.OperationName {
-	case "IssueCreate", "IssueUpdate", "CommentCreate":
+	case "IssueCreate", "IssueUpdate", "CommentCreate", "AgentActivityCreate":
 		query, _ := gqlparser.LoadQuery(l.schema, req.Query)
 		if _, err := validator.VariableValues(l.schema, query.Operations.ForName(req.OperationName), req.Variables); err != nil {
 			fails(http.StatusBadRequest, "GRAPHQL_VALIDATION_FAILED", nil)(w, r)
@@ -196,7 +197,7 @@ func (l *fakeLinear) change(id string, properties map[string]any) {
 
 // lists are what queries read, by the names of their fields.
 func (l *fakeLinear) lists() map[string]map[string]map[string]any {
-	return map[string]map[string]map[string]any{issues: l.issues, comments: l.comments, attachments: l.attached}
+	return map[string]map[string]map[string]any{issues: l.issues, comments: l.comments, attachments: l.attached, agentActivities: l.steps}
 }
 
 // comment makes a comment, or changes it; updated is in seconds after linearAt.

@@ -189,15 +189,15 @@ func (w *Writer) change(ctx context.Context, id, changeID string, do func(s *sto
 	return err
 }
 
-// writeAnswer is what Linear says of a change: of an issue, when it was updated with it.
+// writeAnswer is what Linear says of a change: of an issue, when it was updated with it, and of a step, when it was made.
 type writeAnswer struct {
-	success   bool
-	updatedMs int64
+	success bool
+	atMs    int64
 }
 
 // verdict is what has become of a change that was sent.
 type verdict struct {
-	// accepted: Linear made it; acceptedMs is its updatedAt of the issue then, or 0 where it is not known.
+	// accepted: Linear made it; acceptedMs is its updatedAt of the issue then, or its createdAt of the step, or 0 where it is not known.
 	accepted   bool
 	acceptedMs int64
 	// refused is why it was not made, and will not be; empty: it may be.
@@ -213,7 +213,7 @@ func judge(changeID string, took writeAnswer, err error) verdict {
 	limit, limited := errors.AsType[*rateLimitedError](err)
 	switch {
 	case err == nil && took.success:
-		return verdict{accepted: true, acceptedMs: took.updatedMs}
+		return verdict{accepted: true, acceptedMs: took.atMs}
 	case err == nil:
 		return verdict{refused: "linear did not make the change, and does not say why"}
 	case errors.Is(err, errOverwritten):
@@ -263,11 +263,17 @@ func saidOf(errs gqlerror.List) string {
 // settle notes what has become of a change.
 func (w *Writer) settle(ctx context.Context, id string, c *storev1.LocalChange, v verdict) error {
 	now := w.c.Now()
+	if v.accepted && v.acceptedMs > 0 && c.GetType() == toRespond {
+		return w.responded(ctx, id, c, time.UnixMilli(v.acceptedMs))
+	}
 	return w.change(ctx, id, c.GetChangeId(), func(s *storev1.IssueState, c *storev1.LocalChange) {
 		switch {
 		case v.accepted:
 			c.Status, c.AcceptedMs, c.AcceptTime, c.Error = accepted, v.acceptedMs, timestamppb.New(now), ""
 			c.NotBefore = timestamppb.New(now.Add(confirmAfter))
+			if c.GetType() == toRespond {
+				c.NotBefore = nil // nothing reports it: Linear is asked for it at once
+			}
 			if v.acceptedMs == 0 && c.GetType() == toUpdate {
 				c.AcceptedMs = now.UnixMilli() // Linear did not say; a later word shows it
 			}
@@ -319,6 +325,16 @@ func (w *Writer) send(ctx context.Context, id string, c *storev1.LocalChange, ke
 			return writeAnswer{}, err
 		}
 		return writeAnswer{res.IssueUpdate.Success, updatedMs(res.IssueUpdate.Issue)}, nil
+	case toRespond:
+		in["agentSessionId"], in["content"] = c.GetAgentSessionId(), contentOf(c.GetActivity())
+		if c.GetActivity().GetEphemeral() {
+			in["ephemeral"] = true
+		}
+		res, err := linear.AgentActivityCreate(ctx, api, &in)
+		if err != nil || res.AgentActivityCreate == nil {
+			return writeAnswer{}, err
+		}
+		return writeAnswer{res.AgentActivityCreate.Success, momentMs(res.AgentActivityCreate.AgentActivity, "createdAt")}, nil
 	default:
 		in["issueId"], in["body"] = id, c.GetBody()
 		if p := c.GetParentCommentId(); p != "" {
@@ -332,16 +348,30 @@ func (w *Writer) send(ctx context.Context, id string, c *storev1.LocalChange, ke
 	}
 }
 
+// contentOf is what a step says, as Linear wants it.
+func contentOf(a *storev1.AgentActivity) map[string]any {
+	content := map[string]any{"type": a.GetType()}
+	for name, value := range map[string]string{"body": a.GetBody(), "action": a.GetAction(), "parameter": a.GetParameter(), "result": a.GetResult()} {
+		if value != "" || name == "parameter" && a.GetType() == "action" {
+			content[name] = value
+		}
+	}
+	return content
+}
+
 // updatedMs is Linear's updatedAt of an issue that it answered; 0: there is none.
-func updatedMs(issue *json.RawMessage) int64 {
-	if issue == nil {
+func updatedMs(issue *json.RawMessage) int64 { return momentMs(issue, "updatedAt") }
+
+// momentMs is a time of a thing that Linear answered, in Unix milliseconds; 0: there is none.
+func momentMs(thing *json.RawMessage, name string) int64 {
+	if thing == nil {
 		return 0
 	}
-	read, err := readPayload(*issue)
+	read, err := readPayload(*thing)
 	if err != nil {
 		return 0
 	}
-	if at := moment(read.GetFields(), "updatedAt"); at != nil {
+	if at := moment(read.GetFields(), name); at != nil {
 		return at.AsTime().UnixMilli()
 	}
 	return 0
@@ -379,6 +409,18 @@ func input(c *storev1.LocalChange) map[string]any {
 func (w *Writer) look(ctx context.Context, id string, c *storev1.LocalChange, api linearAPI, young bool) (coordclient.Finding, error) {
 	made, answer := false, ""
 	switch c.GetType() {
+	case toRespond:
+		found, _, err := api.byID(ctx, agentActivities, []string{c.GetChangeId()})
+		if err != nil {
+			return coordclient.Finding{}, err
+		}
+		if made = len(found) > 0; made {
+			step, err := json.Marshal(found[0])
+			if err != nil {
+				return coordclient.Finding{}, err
+			}
+			answer = `{"data":{"agentActivityCreate":{"success":true,"agentActivity":` + string(step) + `}}}`
+		}
 	case toComment:
 		found, _, err := api.byID(ctx, comments, []string{c.GetChangeId()})
 		if err != nil {
@@ -425,14 +467,43 @@ func (w *Writer) look(ctx context.Context, id string, c *storev1.LocalChange, ap
 // check asks Linear for what it accepted, where no webhook and no sync has told of it.
 func (w *Writer) check(ctx context.Context, id string, c *storev1.LocalChange, api linearAPI) error {
 	list, of := issues, id
-	if c.GetType() == toComment {
+	switch c.GetType() {
+	case toComment:
 		list, of = comments, c.GetChangeId()
+	case toRespond:
+		list, of = agentActivities, c.GetChangeId()
 	}
 	found, _, err := api.byID(ctx, list, []string{of})
-	if err == nil && len(found) > 0 {
+	switch {
+	case err != nil || len(found) == 0:
+	case list == agentActivities:
+		if at := moment(found[0].GetFields(), "createdAt"); at != nil {
+			return w.responded(ctx, id, c, at.AsTime())
+		}
+	default:
 		err = w.store(ctx, list, found[0], c.GetEndpointId())
 	}
 	return errors.Join(err, w.later(ctx, id, c))
+}
+
+// responded stores a step that Linear took at a time with its session, and drops the change of the issue.
+func (w *Writer) responded(ctx context.Context, id string, c *storev1.LocalChange, at time.Time) error {
+	step := proto.CloneOf(c.GetActivity())
+	step.ActivityId, step.LinearCreateTime, step.LinearUpdateTime = c.GetChangeId(), timestamppb.New(at), timestamppb.New(at)
+	_, err := w.c.AgentSessions.Update(ctx, object.ID(c.GetAgentSessionId()), func(tx *object.Tx[sessionState]) error {
+		if tx.Entry(inActivities, activityKey(step)) != nil {
+			tx.Unchanged() // a webhook was faster
+			return nil
+		}
+		tx.Put(inActivities, activityKey(step), step)
+		return nil
+	})
+	if err != nil && !errors.Is(err, object.ErrNotFound) {
+		return err
+	}
+	return w.change(ctx, id, c.GetChangeId(), func(s *storev1.IssueState, c *storev1.LocalChange) {
+		s.LocalChanges = slices.DeleteFunc(s.GetLocalChanges(), func(other *storev1.LocalChange) bool { return other == c })
+	})
 }
 
 // later has Linear asked for an accepted change again, unless it is confirmed meanwhile. After a day it is left to the sync.

@@ -99,7 +99,8 @@ func (l *fakeLinear) make(w http.ResponseWriter, r *http.Request, operation stri
 		l.writes.made++
 		json.NewEncoder(w).Encode(map[string]any{"data": map[string]any{field: map[string]any{"success": true, property: thing}}})
 	}
-	if in["title"] == "refuse me" || in["body"] == "refuse me" {
+	content, _ := in["content"].(map[string]any)
+	if in["title"] == "refuse me" || in["body"] == "refuse me" || content["body"] == "refuse me" {
 		complain(w, "invalid value", "Linear does not like it.")
 		return
 	}
@@ -133,6 +134,13 @@ func (l *fakeLinear) make(w http.ResponseWriter, r *http.Request, operation stri
 		l.comment(id, in["issueId"].(string), in["body"].(string), now)
 		l.mu.Lock()
 		done("commentCreate", "comment", l.comments[id])
+	case "AgentActivityCreate":
+		if l.steps[id] != nil {
+			exists("AgentActivity")
+			return
+		}
+		l.steps[id] = map[string]any{"id": id, "content": in["content"], "ephemeral": in["ephemeral"] == true, "createdAt": stamp(now), "updatedAt": stamp(now)}
+		done("agentActivityCreate", "agentActivity", l.steps[id])
 	}
 }
 
@@ -291,6 +299,27 @@ func TestAChangeIsMadeOnce(t *testing.T) {
 			if len(all) != 1 || all[0].GetCommentId() != comment.GetCommentId() || all[0].GetBody() != "On it." {
 				t.Errorf("the comments: %v", all)
 			}
+
+			w.agentSession(t)
+			step := &linearv1.NewAgentActivity{Type: "action", Action: "Read", Parameter: "main.go", Result: "It compiles.", Ephemeral: true}
+			responded := must(w.service.RespondToAgentSession(ctx, &linearv1.RespondToAgentSessionRequest{AgentSessionId: "s1", Activity: step}))(t)
+			if got := responded.GetIssue().GetLocalChanges(); len(got) != 1 || got[0].GetAgentSessionId() != "s1" || got[0].GetActivity().GetAction() != "Read" {
+				t.Errorf("before it is sent: %v", got)
+			}
+			if is = w.send(t, "i1"); len(is.GetLocalChanges()) != 0 {
+				t.Errorf("after it is sent: %v", is.GetLocalChanges())
+			}
+			made("the step")
+			w.linear.mu.Lock()
+			sent := mustJSON(t, w.linear.steps[responded.GetActivityId()]["content"])
+			w.linear.mu.Unlock()
+			if sent != `{"action":"Read","parameter":"main.go","result":"It compiles.","type":"action"}` {
+				t.Error("linear was sent", sent)
+			}
+			steps := must(w.service.ListAgentActivities(ctx, &linearv1.ListAgentActivitiesRequest{AgentSessionId: "s1"}))(t).GetActivities()
+			if len(steps) != 1 || steps[0].GetActivityId() != responded.GetActivityId() || steps[0].GetResult() != "It compiles." || !steps[0].GetEphemeral() || steps[0].GetLinearCreateTime() == nil {
+				t.Errorf("the steps: %v", steps)
+			}
 		})
 	}
 }
@@ -314,6 +343,13 @@ func (w *writing) hook(t testing.TB, body string) {
 	}
 }
 
+// agentSession has an agent's session s1 begin on i1.
+func (w *writing) agentSession(t testing.TB) {
+	t.Helper()
+	w.hook(t, `{"action":"created","type":"AgentSessionEvent","createdAt":"`+stamp(1)+`","agentSession":`+
+		`{"id":"s1","status":"pending","issueId":"i1","createdAt":"`+stamp(0)+`","updatedAt":"`+stamp(1)+`"}}`)
+}
+
 // What Linear refuses is undone, and says why.
 func TestARefusalIsShownAndUndone(t *testing.T) {
 	t.Parallel()
@@ -322,11 +358,13 @@ func TestARefusalIsShownAndUndone(t *testing.T) {
 	must(w.service.UpdateIssue(ctx, &linearv1.UpdateIssueRequest{IssueId: "i1", Edit: &linearv1.IssueEdit{Title: "refuse me", Priority: 4}}))(t)
 	must(w.service.UpdateIssue(ctx, &linearv1.UpdateIssueRequest{IssueId: "i1", Edit: &linearv1.IssueEdit{Estimate: 3}}))(t)
 	must(w.service.CommentOnIssue(ctx, &linearv1.CommentOnIssueRequest{IssueId: "i1", Body: "refuse me"}))(t)
+	w.agentSession(t)
+	must(w.service.RespondToAgentSession(ctx, &linearv1.RespondToAgentSessionRequest{AgentSessionId: "s1", Activity: &linearv1.NewAgentActivity{Type: "response", Body: "refuse me"}}))(t)
 	is := w.send(t, "i1")
 	if is.GetTitle() != "first" || is.GetPriority() != 2 || is.GetEstimate() != 3 {
 		t.Errorf("%v", is)
 	}
-	if got := fmt.Sprint(statuses(is)); got != "[REFUSED ACCEPTED REFUSED]" || is.GetLocalChanges()[0].GetError() != "Linear does not like it." {
+	if got := fmt.Sprint(statuses(is)); got != "[REFUSED ACCEPTED REFUSED REFUSED]" || is.GetLocalChanges()[0].GetError() != "Linear does not like it." {
 		t.Errorf("%s: %v", got, is.GetLocalChanges())
 	}
 	id := must(w.service.CreateIssue(ctx, &linearv1.CreateIssueRequest{Edit: &linearv1.IssueEdit{Title: "refuse me", TeamId: "eng"}}))(t).GetIssue().GetIssueId()
@@ -369,6 +407,7 @@ func TestARetryOfAChangeNeedsNoKey(t *testing.T) {
 	t.Parallel()
 	w := setupWrites(t)
 	ctx := t.Context()
+	w.agentSession(t)
 	calls := map[string]func() (proto.Message, error){
 		"CreateIssue": func() (proto.Message, error) {
 			return w.service.CreateIssue(ctx, &linearv1.CreateIssueRequest{RequestId: "r1", Edit: &linearv1.IssueEdit{Title: "new", TeamId: "eng"}})
@@ -379,6 +418,11 @@ func TestARetryOfAChangeNeedsNoKey(t *testing.T) {
 		"UpdateIssue by its endpoint": func() (proto.Message, error) {
 			return w.service.UpdateIssue(ctx, &linearv1.UpdateIssueRequest{
 				RequestId: "r3", IssueId: "i1", Edit: &linearv1.IssueEdit{Priority: 2}, EndpointId: w.endpoint.GetEndpointId(),
+			})
+		},
+		"RespondToAgentSession": func() (proto.Message, error) {
+			return w.service.RespondToAgentSession(ctx, &linearv1.RespondToAgentSessionRequest{
+				RequestId: "r5", AgentSessionId: "s1", Activity: &linearv1.NewAgentActivity{Type: "response", Body: "Done"},
 			})
 		},
 		"CommentOnIssue": func() (proto.Message, error) {

@@ -97,6 +97,8 @@ const (
 	LocalChangeType_LOCAL_CHANGE_TYPE_UPDATE LocalChangeType = 2
 	// It comments on the issue.
 	LocalChangeType_LOCAL_CHANGE_TYPE_COMMENT LocalChangeType = 3
+	// It adds a step to an agent's session on the issue.
+	LocalChangeType_LOCAL_CHANGE_TYPE_RESPOND LocalChangeType = 4
 )
 
 // Enum value maps for LocalChangeType.
@@ -106,12 +108,14 @@ var (
 		1: "LOCAL_CHANGE_TYPE_CREATE",
 		2: "LOCAL_CHANGE_TYPE_UPDATE",
 		3: "LOCAL_CHANGE_TYPE_COMMENT",
+		4: "LOCAL_CHANGE_TYPE_RESPOND",
 	}
 	LocalChangeType_value = map[string]int32{
 		"LOCAL_CHANGE_TYPE_UNSPECIFIED": 0,
 		"LOCAL_CHANGE_TYPE_CREATE":      1,
 		"LOCAL_CHANGE_TYPE_UPDATE":      2,
 		"LOCAL_CHANGE_TYPE_COMMENT":     3,
+		"LOCAL_CHANGE_TYPE_RESPOND":     4,
 	}
 )
 
@@ -4333,7 +4337,7 @@ func (x *IssueEdit) GetRemoveLabelIds() []string {
 // LocalChange is a change of an issue that was asked for here and that Linear has not confirmed. One that it has confirmed is gone.
 type LocalChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A UUID: what a creation makes, or a comment, has it in Linear. It is the call's key in the ledger of the API "linear", too.
+	// A UUID: what a creation makes, or a comment, or a step of a session, has it in Linear. It is the call's key in the ledger of the API "linear", too.
 	ChangeId string `protobuf:"bytes,1,opt,name=change_id,json=changeId,proto3" json:"change_id,omitempty"`
 	// What it does.
 	Type LocalChangeType `protobuf:"varint,2,opt,name=type,proto3,enum=holdfast.linear.v1.LocalChangeType" json:"type,omitempty"`
@@ -4358,7 +4362,11 @@ type LocalChange struct {
 	// How often it was tried.
 	AttemptCount int32 `protobuf:"varint,12,opt,name=attempt_count,json=attemptCount,proto3" json:"attempt_count,omitempty"`
 	// When Linear took it.
-	AcceptTime    *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=accept_time,json=acceptTime,proto3" json:"accept_time,omitempty"`
+	AcceptTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=accept_time,json=acceptTime,proto3" json:"accept_time,omitempty"`
+	// The session that a step is added to.
+	AgentSessionId string `protobuf:"bytes,14,opt,name=agent_session_id,json=agentSessionId,proto3" json:"agent_session_id,omitempty"`
+	// That step: its type, body, action, parameter, result and ephemeral.
+	Activity      *AgentActivity `protobuf:"bytes,15,opt,name=activity,proto3" json:"activity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4480,6 +4488,20 @@ func (x *LocalChange) GetAttemptCount() int32 {
 func (x *LocalChange) GetAcceptTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.AcceptTime
+	}
+	return nil
+}
+
+func (x *LocalChange) GetAgentSessionId() string {
+	if x != nil {
+		return x.AgentSessionId
+	}
+	return ""
+}
+
+func (x *LocalChange) GetActivity() *AgentActivity {
+	if x != nil {
+		return x.Activity
 	}
 	return nil
 }
@@ -4880,6 +4902,234 @@ func (x *CommentOnIssueResponse) GetCommentId() string {
 }
 
 func (x *CommentOnIssueResponse) GetIssue() *Issue {
+	if x != nil {
+		return x.Issue
+	}
+	return nil
+}
+
+// RespondToAgentSessionRequest is what RespondToAgentSession is asked.
+type RespondToAgentSessionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes the change happen once.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Only at this version of the session's issue; unset: at any.
+	IfVersion *int64 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3,oneof" json:"if_version,omitempty"`
+	// The session. It must have an issue.
+	AgentSessionId string `protobuf:"bytes,3,opt,name=agent_session_id,json=agentSessionId,proto3" json:"agent_session_id,omitempty"`
+	// The step.
+	Activity *NewAgentActivity `protobuf:"bytes,4,opt,name=activity,proto3" json:"activity,omitempty"`
+	// The endpoint whose API key is used; empty: the one that reports the issue, or the only one that has a key.
+	EndpointId    string `protobuf:"bytes,5,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RespondToAgentSessionRequest) Reset() {
+	*x = RespondToAgentSessionRequest{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RespondToAgentSessionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RespondToAgentSessionRequest) ProtoMessage() {}
+
+func (x *RespondToAgentSessionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RespondToAgentSessionRequest.ProtoReflect.Descriptor instead.
+func (*RespondToAgentSessionRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *RespondToAgentSessionRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RespondToAgentSessionRequest) GetIfVersion() int64 {
+	if x != nil && x.IfVersion != nil {
+		return *x.IfVersion
+	}
+	return 0
+}
+
+func (x *RespondToAgentSessionRequest) GetAgentSessionId() string {
+	if x != nil {
+		return x.AgentSessionId
+	}
+	return ""
+}
+
+func (x *RespondToAgentSessionRequest) GetActivity() *NewAgentActivity {
+	if x != nil {
+		return x.Activity
+	}
+	return nil
+}
+
+func (x *RespondToAgentSessionRequest) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+// NewAgentActivity is a step that an agent adds to its session.
+type NewAgentActivity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// thought, action, elicitation, response or error.
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// Markdown. All but an action need it.
+	Body string `protobuf:"bytes,2,opt,name=body,proto3" json:"body,omitempty"`
+	// What is done, of an action.
+	Action string `protobuf:"bytes,3,opt,name=action,proto3" json:"action,omitempty"`
+	// To what it is done, of an action.
+	Parameter string `protobuf:"bytes,4,opt,name=parameter,proto3" json:"parameter,omitempty"`
+	// What came of it, of an action; Markdown.
+	Result string `protobuf:"bytes,5,opt,name=result,proto3" json:"result,omitempty"`
+	// True: it is shown until the next one comes. Only of a thought or an action.
+	Ephemeral     bool `protobuf:"varint,6,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NewAgentActivity) Reset() {
+	*x = NewAgentActivity{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NewAgentActivity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NewAgentActivity) ProtoMessage() {}
+
+func (x *NewAgentActivity) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NewAgentActivity.ProtoReflect.Descriptor instead.
+func (*NewAgentActivity) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *NewAgentActivity) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *NewAgentActivity) GetBody() string {
+	if x != nil {
+		return x.Body
+	}
+	return ""
+}
+
+func (x *NewAgentActivity) GetAction() string {
+	if x != nil {
+		return x.Action
+	}
+	return ""
+}
+
+func (x *NewAgentActivity) GetParameter() string {
+	if x != nil {
+		return x.Parameter
+	}
+	return ""
+}
+
+func (x *NewAgentActivity) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
+func (x *NewAgentActivity) GetEphemeral() bool {
+	if x != nil {
+		return x.Ephemeral
+	}
+	return false
+}
+
+// RespondToAgentSessionResponse is what RespondToAgentSession answers.
+type RespondToAgentSessionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Linear's id of the step.
+	ActivityId string `protobuf:"bytes,1,opt,name=activity_id,json=activityId,proto3" json:"activity_id,omitempty"`
+	// The session's issue as it is now.
+	Issue         *Issue `protobuf:"bytes,2,opt,name=issue,proto3" json:"issue,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RespondToAgentSessionResponse) Reset() {
+	*x = RespondToAgentSessionResponse{}
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RespondToAgentSessionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RespondToAgentSessionResponse) ProtoMessage() {}
+
+func (x *RespondToAgentSessionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_linear_v1_service_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RespondToAgentSessionResponse.ProtoReflect.Descriptor instead.
+func (*RespondToAgentSessionResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_linear_v1_service_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *RespondToAgentSessionResponse) GetActivityId() string {
+	if x != nil {
+		return x.ActivityId
+	}
+	return ""
+}
+
+func (x *RespondToAgentSessionResponse) GetIssue() *Issue {
 	if x != nil {
 		return x.Issue
 	}
@@ -5300,7 +5550,7 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\bcycle_id\x18\v \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\acycleId\x12<\n" +
 	"\tparent_id\x18\f \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\bparentId\x12L\n" +
 	"\radd_label_ids\x18\r \x03(\tB(\xbaH%\x92\x01\"\x102\x18\x01\"\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\vaddLabelIds\x12R\n" +
-	"\x10remove_label_ids\x18\x0e \x03(\tB(\xbaH%\x92\x01\"\x102\x18\x01\"\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0eremoveLabelIds\"\xc0\x04\n" +
+	"\x10remove_label_ids\x18\x0e \x03(\tB(\xbaH%\x92\x01\"\x102\x18\x01\"\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0eremoveLabelIds\"\xa9\x05\n" +
 	"\vLocalChange\x12\x1b\n" +
 	"\tchange_id\x18\x01 \x01(\tR\bchangeId\x127\n" +
 	"\x04type\x18\x02 \x01(\x0e2#.holdfast.linear.v1.LocalChangeTypeR\x04type\x12=\n" +
@@ -5318,7 +5568,9 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"not_before\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x12#\n" +
 	"\rattempt_count\x18\f \x01(\x05R\fattemptCount\x12;\n" +
 	"\vaccept_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"acceptTime\"\xa8\x03\n" +
+	"acceptTime\x12(\n" +
+	"\x10agent_session_id\x18\x0e \x01(\tR\x0eagentSessionId\x12=\n" +
+	"\bactivity\x18\x0f \x01(\v2!.holdfast.linear.v1.AgentActivityR\bactivity\"\xa8\x03\n" +
 	"\x12CreateIssueRequest\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
@@ -5359,25 +5611,48 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\x16CommentOnIssueResponse\x12\x1d\n" +
 	"\n" +
 	"comment_id\x18\x01 \x01(\tR\tcommentId\x12/\n" +
+	"\x05issue\x18\x02 \x01(\v2\x19.holdfast.linear.v1.IssueR\x05issue\"\xda\x02\n" +
+	"\x1cRespondToAgentSessionRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
+	"\n" +
+	"if_version\x18\x02 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tifVersion\x88\x01\x01\x12I\n" +
+	"\x10agent_session_id\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{1,128}$R\x0eagentSessionId\x12H\n" +
+	"\bactivity\x18\x04 \x01(\v2$.holdfast.linear.v1.NewAgentActivityB\x06\xbaH\x03\xc8\x01\x01R\bactivity\x12@\n" +
+	"\vendpoint_id\x18\x05 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:-]{0,128}$R\n" +
+	"endpointIdB\r\n" +
+	"\v_if_version\"\x98\x05\n" +
+	"\x10NewAgentActivity\x12H\n" +
+	"\x04type\x18\x01 \x01(\tB4\xbaH1r/R\athoughtR\x06actionR\velicitationR\bresponseR\x05errorR\x04type\x12\x1d\n" +
+	"\x04body\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x02R\x04body\x12 \n" +
+	"\x06action\x18\x03 \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x06action\x12&\n" +
+	"\tparameter\x18\x04 \x01(\tB\b\xbaH\x05r\x03(\x80@R\tparameter\x12!\n" +
+	"\x06result\x18\x05 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x02R\x06result\x12\x1c\n" +
+	"\tephemeral\x18\x06 \x01(\bR\tephemeral:\x8f\x03\xbaH\x8b\x03\x1a\x87\x02\n" +
+	"\x1anew_agent_activity.content\x12Van action has an action, a parameter and perhaps a result; the other types have a body\x1a\x90\x01this.type == 'action' ? this.action != '' && this.body == '' : this.body != '' && this.action == '' && this.parameter == '' && this.result == ''\x1a\x7f\n" +
+	"\x1cnew_agent_activity.ephemeral\x12(only a thought or an action is ephemeral\x1a5!this.ephemeral || this.type in ['thought', 'action']\"q\n" +
+	"\x1dRespondToAgentSessionResponse\x12\x1f\n" +
+	"\vactivity_id\x18\x01 \x01(\tR\n" +
+	"activityId\x12/\n" +
 	"\x05issue\x18\x02 \x01(\v2\x19.holdfast.linear.v1.IssueR\x05issue*u\n" +
 	"\n" +
 	"IssueOrder\x12\x1b\n" +
 	"\x17ISSUE_ORDER_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13ISSUE_ORDER_UPDATED\x10\x01\x12\x17\n" +
 	"\x13ISSUE_ORDER_CREATED\x10\x02\x12\x18\n" +
-	"\x14ISSUE_ORDER_PRIORITY\x10\x03*\x8f\x01\n" +
+	"\x14ISSUE_ORDER_PRIORITY\x10\x03*\xae\x01\n" +
 	"\x0fLocalChangeType\x12!\n" +
 	"\x1dLOCAL_CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18LOCAL_CHANGE_TYPE_CREATE\x10\x01\x12\x1c\n" +
 	"\x18LOCAL_CHANGE_TYPE_UPDATE\x10\x02\x12\x1d\n" +
-	"\x19LOCAL_CHANGE_TYPE_COMMENT\x10\x03*\xbd\x01\n" +
+	"\x19LOCAL_CHANGE_TYPE_COMMENT\x10\x03\x12\x1d\n" +
+	"\x19LOCAL_CHANGE_TYPE_RESPOND\x10\x04*\xbd\x01\n" +
 	"\x11LocalChangeStatus\x12#\n" +
 	"\x1fLOCAL_CHANGE_STATUS_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bLOCAL_CHANGE_STATUS_PENDING\x10\x01\x12\x1f\n" +
 	"\x1bLOCAL_CHANGE_STATUS_SENDING\x10\x02\x12 \n" +
 	"\x1cLOCAL_CHANGE_STATUS_ACCEPTED\x10\x03\x12\x1f\n" +
-	"\x1bLOCAL_CHANGE_STATUS_REFUSED\x10\x042\xf2\n" +
-	"\n" +
+	"\x1bLOCAL_CHANGE_STATUS_REFUSED\x10\x042\xf2\v\n" +
 	"\rLinearService\x12`\n" +
 	"\vPutEndpoint\x12&.holdfast.linear.v1.PutEndpointRequest\x1a'.holdfast.linear.v1.PutEndpointResponse\"\x00\x12f\n" +
 	"\rListEndpoints\x12(.holdfast.linear.v1.ListEndpointsRequest\x1a).holdfast.linear.v1.ListEndpointsResponse\"\x00\x12i\n" +
@@ -5392,7 +5667,8 @@ const file_holdfast_linear_v1_service_proto_rawDesc = "" +
 	"\tPutIssues\x12$.holdfast.linear.v1.PutIssuesRequest\x1a%.holdfast.linear.v1.PutIssuesResponse\"\x00\x12`\n" +
 	"\vCreateIssue\x12&.holdfast.linear.v1.CreateIssueRequest\x1a'.holdfast.linear.v1.CreateIssueResponse\"\x00\x12`\n" +
 	"\vUpdateIssue\x12&.holdfast.linear.v1.UpdateIssueRequest\x1a'.holdfast.linear.v1.UpdateIssueResponse\"\x00\x12i\n" +
-	"\x0eCommentOnIssue\x12).holdfast.linear.v1.CommentOnIssueRequest\x1a*.holdfast.linear.v1.CommentOnIssueResponse\"\x00B\xba\x01\n" +
+	"\x0eCommentOnIssue\x12).holdfast.linear.v1.CommentOnIssueRequest\x1a*.holdfast.linear.v1.CommentOnIssueResponse\"\x00\x12~\n" +
+	"\x15RespondToAgentSession\x120.holdfast.linear.v1.RespondToAgentSessionRequest\x1a1.holdfast.linear.v1.RespondToAgentSessionResponse\"\x00B\xba\x01\n" +
 	"\x16com.holdfast.linear.v1B\fServiceProtoP\x01Z(holdfast/gen/holdfast/linear/v1;linearv1\xa2\x02\x03HLX\xaa\x02\x12Holdfast.Linear.V1\xca\x02\x12Holdfast\\Linear\\V1\xe2\x02\x1eHoldfast\\Linear\\V1\\GPBMetadata\xea\x02\x14Holdfast::Linear::V1b\x06proto3"
 
 var (
@@ -5408,95 +5684,98 @@ func file_holdfast_linear_v1_service_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_linear_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_holdfast_linear_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_holdfast_linear_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_holdfast_linear_v1_service_proto_goTypes = []any{
-	(IssueOrder)(0),                     // 0: holdfast.linear.v1.IssueOrder
-	(LocalChangeType)(0),                // 1: holdfast.linear.v1.LocalChangeType
-	(LocalChangeStatus)(0),              // 2: holdfast.linear.v1.LocalChangeStatus
-	(*Endpoint)(nil),                    // 3: holdfast.linear.v1.Endpoint
-	(*SecretInfo)(nil),                  // 4: holdfast.linear.v1.SecretInfo
-	(*SyncStatus)(nil),                  // 5: holdfast.linear.v1.SyncStatus
-	(*SyncListStatus)(nil),              // 6: holdfast.linear.v1.SyncListStatus
-	(*PutEndpointRequest)(nil),          // 7: holdfast.linear.v1.PutEndpointRequest
-	(*PutEndpointResponse)(nil),         // 8: holdfast.linear.v1.PutEndpointResponse
-	(*ListEndpointsRequest)(nil),        // 9: holdfast.linear.v1.ListEndpointsRequest
-	(*ListEndpointsResponse)(nil),       // 10: holdfast.linear.v1.ListEndpointsResponse
-	(*DeleteEndpointRequest)(nil),       // 11: holdfast.linear.v1.DeleteEndpointRequest
-	(*DeleteEndpointResponse)(nil),      // 12: holdfast.linear.v1.DeleteEndpointResponse
-	(*Issue)(nil),                       // 13: holdfast.linear.v1.Issue
-	(*Label)(nil),                       // 14: holdfast.linear.v1.Label
-	(*IssueRelation)(nil),               // 15: holdfast.linear.v1.IssueRelation
-	(*IssueChange)(nil),                 // 16: holdfast.linear.v1.IssueChange
-	(*Actor)(nil),                       // 17: holdfast.linear.v1.Actor
-	(*PropertyChange)(nil),              // 18: holdfast.linear.v1.PropertyChange
-	(*Comment)(nil),                     // 19: holdfast.linear.v1.Comment
-	(*Attachment)(nil),                  // 20: holdfast.linear.v1.Attachment
-	(*AgentSession)(nil),                // 21: holdfast.linear.v1.AgentSession
-	(*ExternalLink)(nil),                // 22: holdfast.linear.v1.ExternalLink
-	(*Guidance)(nil),                    // 23: holdfast.linear.v1.Guidance
-	(*AgentActivity)(nil),               // 24: holdfast.linear.v1.AgentActivity
-	(*WorkflowState)(nil),               // 25: holdfast.linear.v1.WorkflowState
-	(*Team)(nil),                        // 26: holdfast.linear.v1.Team
-	(*Ref)(nil),                         // 27: holdfast.linear.v1.Ref
-	(*IssuePayload)(nil),                // 28: holdfast.linear.v1.IssuePayload
-	(*IssueFilter)(nil),                 // 29: holdfast.linear.v1.IssueFilter
-	(*ListIssuesRequest)(nil),           // 30: holdfast.linear.v1.ListIssuesRequest
-	(*ListIssuesResponse)(nil),          // 31: holdfast.linear.v1.ListIssuesResponse
-	(*ListCommentsRequest)(nil),         // 32: holdfast.linear.v1.ListCommentsRequest
-	(*ListCommentsResponse)(nil),        // 33: holdfast.linear.v1.ListCommentsResponse
-	(*CommentFilter)(nil),               // 34: holdfast.linear.v1.CommentFilter
-	(*ListAttachmentsRequest)(nil),      // 35: holdfast.linear.v1.ListAttachmentsRequest
-	(*ListAttachmentsResponse)(nil),     // 36: holdfast.linear.v1.ListAttachmentsResponse
-	(*ListIssueHistoryRequest)(nil),     // 37: holdfast.linear.v1.ListIssueHistoryRequest
-	(*ListIssueHistoryResponse)(nil),    // 38: holdfast.linear.v1.ListIssueHistoryResponse
-	(*ListAgentSessionsRequest)(nil),    // 39: holdfast.linear.v1.ListAgentSessionsRequest
-	(*ListAgentSessionsResponse)(nil),   // 40: holdfast.linear.v1.ListAgentSessionsResponse
-	(*AgentSessionFilter)(nil),          // 41: holdfast.linear.v1.AgentSessionFilter
-	(*ListAgentActivitiesRequest)(nil),  // 42: holdfast.linear.v1.ListAgentActivitiesRequest
-	(*ListAgentActivitiesResponse)(nil), // 43: holdfast.linear.v1.ListAgentActivitiesResponse
-	(*PutIssuesRequest)(nil),            // 44: holdfast.linear.v1.PutIssuesRequest
-	(*PutIssuesResponse)(nil),           // 45: holdfast.linear.v1.PutIssuesResponse
-	(*PutIssueResult)(nil),              // 46: holdfast.linear.v1.PutIssueResult
-	(*IssueEdit)(nil),                   // 47: holdfast.linear.v1.IssueEdit
-	(*LocalChange)(nil),                 // 48: holdfast.linear.v1.LocalChange
-	(*CreateIssueRequest)(nil),          // 49: holdfast.linear.v1.CreateIssueRequest
-	(*CreateIssueResponse)(nil),         // 50: holdfast.linear.v1.CreateIssueResponse
-	(*UpdateIssueRequest)(nil),          // 51: holdfast.linear.v1.UpdateIssueRequest
-	(*UpdateIssueResponse)(nil),         // 52: holdfast.linear.v1.UpdateIssueResponse
-	(*CommentOnIssueRequest)(nil),       // 53: holdfast.linear.v1.CommentOnIssueRequest
-	(*CommentOnIssueResponse)(nil),      // 54: holdfast.linear.v1.CommentOnIssueResponse
-	nil,                                 // 55: holdfast.linear.v1.Endpoint.LabelsEntry
-	(*timestamppb.Timestamp)(nil),       // 56: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),         // 57: google.protobuf.Duration
-	(*fieldmaskpb.FieldMask)(nil),       // 58: google.protobuf.FieldMask
-	(*structpb.Value)(nil),              // 59: google.protobuf.Value
-	(*structpb.Struct)(nil),             // 60: google.protobuf.Struct
-	(*v1.Problem)(nil),                  // 61: holdfast.error.v1.Problem
+	(IssueOrder)(0),                       // 0: holdfast.linear.v1.IssueOrder
+	(LocalChangeType)(0),                  // 1: holdfast.linear.v1.LocalChangeType
+	(LocalChangeStatus)(0),                // 2: holdfast.linear.v1.LocalChangeStatus
+	(*Endpoint)(nil),                      // 3: holdfast.linear.v1.Endpoint
+	(*SecretInfo)(nil),                    // 4: holdfast.linear.v1.SecretInfo
+	(*SyncStatus)(nil),                    // 5: holdfast.linear.v1.SyncStatus
+	(*SyncListStatus)(nil),                // 6: holdfast.linear.v1.SyncListStatus
+	(*PutEndpointRequest)(nil),            // 7: holdfast.linear.v1.PutEndpointRequest
+	(*PutEndpointResponse)(nil),           // 8: holdfast.linear.v1.PutEndpointResponse
+	(*ListEndpointsRequest)(nil),          // 9: holdfast.linear.v1.ListEndpointsRequest
+	(*ListEndpointsResponse)(nil),         // 10: holdfast.linear.v1.ListEndpointsResponse
+	(*DeleteEndpointRequest)(nil),         // 11: holdfast.linear.v1.DeleteEndpointRequest
+	(*DeleteEndpointResponse)(nil),        // 12: holdfast.linear.v1.DeleteEndpointResponse
+	(*Issue)(nil),                         // 13: holdfast.linear.v1.Issue
+	(*Label)(nil),                         // 14: holdfast.linear.v1.Label
+	(*IssueRelation)(nil),                 // 15: holdfast.linear.v1.IssueRelation
+	(*IssueChange)(nil),                   // 16: holdfast.linear.v1.IssueChange
+	(*Actor)(nil),                         // 17: holdfast.linear.v1.Actor
+	(*PropertyChange)(nil),                // 18: holdfast.linear.v1.PropertyChange
+	(*Comment)(nil),                       // 19: holdfast.linear.v1.Comment
+	(*Attachment)(nil),                    // 20: holdfast.linear.v1.Attachment
+	(*AgentSession)(nil),                  // 21: holdfast.linear.v1.AgentSession
+	(*ExternalLink)(nil),                  // 22: holdfast.linear.v1.ExternalLink
+	(*Guidance)(nil),                      // 23: holdfast.linear.v1.Guidance
+	(*AgentActivity)(nil),                 // 24: holdfast.linear.v1.AgentActivity
+	(*WorkflowState)(nil),                 // 25: holdfast.linear.v1.WorkflowState
+	(*Team)(nil),                          // 26: holdfast.linear.v1.Team
+	(*Ref)(nil),                           // 27: holdfast.linear.v1.Ref
+	(*IssuePayload)(nil),                  // 28: holdfast.linear.v1.IssuePayload
+	(*IssueFilter)(nil),                   // 29: holdfast.linear.v1.IssueFilter
+	(*ListIssuesRequest)(nil),             // 30: holdfast.linear.v1.ListIssuesRequest
+	(*ListIssuesResponse)(nil),            // 31: holdfast.linear.v1.ListIssuesResponse
+	(*ListCommentsRequest)(nil),           // 32: holdfast.linear.v1.ListCommentsRequest
+	(*ListCommentsResponse)(nil),          // 33: holdfast.linear.v1.ListCommentsResponse
+	(*CommentFilter)(nil),                 // 34: holdfast.linear.v1.CommentFilter
+	(*ListAttachmentsRequest)(nil),        // 35: holdfast.linear.v1.ListAttachmentsRequest
+	(*ListAttachmentsResponse)(nil),       // 36: holdfast.linear.v1.ListAttachmentsResponse
+	(*ListIssueHistoryRequest)(nil),       // 37: holdfast.linear.v1.ListIssueHistoryRequest
+	(*ListIssueHistoryResponse)(nil),      // 38: holdfast.linear.v1.ListIssueHistoryResponse
+	(*ListAgentSessionsRequest)(nil),      // 39: holdfast.linear.v1.ListAgentSessionsRequest
+	(*ListAgentSessionsResponse)(nil),     // 40: holdfast.linear.v1.ListAgentSessionsResponse
+	(*AgentSessionFilter)(nil),            // 41: holdfast.linear.v1.AgentSessionFilter
+	(*ListAgentActivitiesRequest)(nil),    // 42: holdfast.linear.v1.ListAgentActivitiesRequest
+	(*ListAgentActivitiesResponse)(nil),   // 43: holdfast.linear.v1.ListAgentActivitiesResponse
+	(*PutIssuesRequest)(nil),              // 44: holdfast.linear.v1.PutIssuesRequest
+	(*PutIssuesResponse)(nil),             // 45: holdfast.linear.v1.PutIssuesResponse
+	(*PutIssueResult)(nil),                // 46: holdfast.linear.v1.PutIssueResult
+	(*IssueEdit)(nil),                     // 47: holdfast.linear.v1.IssueEdit
+	(*LocalChange)(nil),                   // 48: holdfast.linear.v1.LocalChange
+	(*CreateIssueRequest)(nil),            // 49: holdfast.linear.v1.CreateIssueRequest
+	(*CreateIssueResponse)(nil),           // 50: holdfast.linear.v1.CreateIssueResponse
+	(*UpdateIssueRequest)(nil),            // 51: holdfast.linear.v1.UpdateIssueRequest
+	(*UpdateIssueResponse)(nil),           // 52: holdfast.linear.v1.UpdateIssueResponse
+	(*CommentOnIssueRequest)(nil),         // 53: holdfast.linear.v1.CommentOnIssueRequest
+	(*CommentOnIssueResponse)(nil),        // 54: holdfast.linear.v1.CommentOnIssueResponse
+	(*RespondToAgentSessionRequest)(nil),  // 55: holdfast.linear.v1.RespondToAgentSessionRequest
+	(*NewAgentActivity)(nil),              // 56: holdfast.linear.v1.NewAgentActivity
+	(*RespondToAgentSessionResponse)(nil), // 57: holdfast.linear.v1.RespondToAgentSessionResponse
+	nil,                                   // 58: holdfast.linear.v1.Endpoint.LabelsEntry
+	(*timestamppb.Timestamp)(nil),         // 59: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),           // 60: google.protobuf.Duration
+	(*fieldmaskpb.FieldMask)(nil),         // 61: google.protobuf.FieldMask
+	(*structpb.Value)(nil),                // 62: google.protobuf.Value
+	(*structpb.Struct)(nil),               // 63: google.protobuf.Struct
+	(*v1.Problem)(nil),                    // 64: holdfast.error.v1.Problem
 }
 var file_holdfast_linear_v1_service_proto_depIdxs = []int32{
-	56,  // 0: holdfast.linear.v1.Endpoint.create_time:type_name -> google.protobuf.Timestamp
-	56,  // 1: holdfast.linear.v1.Endpoint.update_time:type_name -> google.protobuf.Timestamp
-	56,  // 2: holdfast.linear.v1.Endpoint.expire_time:type_name -> google.protobuf.Timestamp
-	55,  // 3: holdfast.linear.v1.Endpoint.labels:type_name -> holdfast.linear.v1.Endpoint.LabelsEntry
+	59,  // 0: holdfast.linear.v1.Endpoint.create_time:type_name -> google.protobuf.Timestamp
+	59,  // 1: holdfast.linear.v1.Endpoint.update_time:type_name -> google.protobuf.Timestamp
+	59,  // 2: holdfast.linear.v1.Endpoint.expire_time:type_name -> google.protobuf.Timestamp
+	58,  // 3: holdfast.linear.v1.Endpoint.labels:type_name -> holdfast.linear.v1.Endpoint.LabelsEntry
 	4,   // 4: holdfast.linear.v1.Endpoint.secrets:type_name -> holdfast.linear.v1.SecretInfo
 	4,   // 5: holdfast.linear.v1.Endpoint.api_key:type_name -> holdfast.linear.v1.SecretInfo
-	57,  // 6: holdfast.linear.v1.Endpoint.replay_window:type_name -> google.protobuf.Duration
+	60,  // 6: holdfast.linear.v1.Endpoint.replay_window:type_name -> google.protobuf.Duration
 	5,   // 7: holdfast.linear.v1.Endpoint.sync:type_name -> holdfast.linear.v1.SyncStatus
-	56,  // 8: holdfast.linear.v1.SecretInfo.create_time:type_name -> google.protobuf.Timestamp
-	56,  // 9: holdfast.linear.v1.SyncStatus.high_water_time:type_name -> google.protobuf.Timestamp
-	56,  // 10: holdfast.linear.v1.SyncStatus.complete_time:type_name -> google.protobuf.Timestamp
-	56,  // 11: holdfast.linear.v1.SyncStatus.not_before:type_name -> google.protobuf.Timestamp
+	59,  // 8: holdfast.linear.v1.SecretInfo.create_time:type_name -> google.protobuf.Timestamp
+	59,  // 9: holdfast.linear.v1.SyncStatus.high_water_time:type_name -> google.protobuf.Timestamp
+	59,  // 10: holdfast.linear.v1.SyncStatus.complete_time:type_name -> google.protobuf.Timestamp
+	59,  // 11: holdfast.linear.v1.SyncStatus.not_before:type_name -> google.protobuf.Timestamp
 	6,   // 12: holdfast.linear.v1.SyncStatus.lists:type_name -> holdfast.linear.v1.SyncListStatus
-	56,  // 13: holdfast.linear.v1.SyncListStatus.high_water_time:type_name -> google.protobuf.Timestamp
-	56,  // 14: holdfast.linear.v1.SyncListStatus.not_before:type_name -> google.protobuf.Timestamp
+	59,  // 13: holdfast.linear.v1.SyncListStatus.high_water_time:type_name -> google.protobuf.Timestamp
+	59,  // 14: holdfast.linear.v1.SyncListStatus.not_before:type_name -> google.protobuf.Timestamp
 	3,   // 15: holdfast.linear.v1.PutEndpointRequest.endpoint:type_name -> holdfast.linear.v1.Endpoint
-	58,  // 16: holdfast.linear.v1.PutEndpointRequest.update_mask:type_name -> google.protobuf.FieldMask
-	56,  // 17: holdfast.linear.v1.PutEndpointRequest.reset_sync_to:type_name -> google.protobuf.Timestamp
+	61,  // 16: holdfast.linear.v1.PutEndpointRequest.update_mask:type_name -> google.protobuf.FieldMask
+	59,  // 17: holdfast.linear.v1.PutEndpointRequest.reset_sync_to:type_name -> google.protobuf.Timestamp
 	3,   // 18: holdfast.linear.v1.PutEndpointResponse.endpoint:type_name -> holdfast.linear.v1.Endpoint
 	3,   // 19: holdfast.linear.v1.ListEndpointsResponse.endpoints:type_name -> holdfast.linear.v1.Endpoint
-	56,  // 20: holdfast.linear.v1.Issue.create_time:type_name -> google.protobuf.Timestamp
-	56,  // 21: holdfast.linear.v1.Issue.update_time:type_name -> google.protobuf.Timestamp
-	56,  // 22: holdfast.linear.v1.Issue.expire_time:type_name -> google.protobuf.Timestamp
+	59,  // 20: holdfast.linear.v1.Issue.create_time:type_name -> google.protobuf.Timestamp
+	59,  // 21: holdfast.linear.v1.Issue.update_time:type_name -> google.protobuf.Timestamp
+	59,  // 22: holdfast.linear.v1.Issue.expire_time:type_name -> google.protobuf.Timestamp
 	14,  // 23: holdfast.linear.v1.Issue.labels:type_name -> holdfast.linear.v1.Label
 	25,  // 24: holdfast.linear.v1.Issue.state:type_name -> holdfast.linear.v1.WorkflowState
 	26,  // 25: holdfast.linear.v1.Issue.team:type_name -> holdfast.linear.v1.Team
@@ -5506,58 +5785,58 @@ var file_holdfast_linear_v1_service_proto_depIdxs = []int32{
 	27,  // 29: holdfast.linear.v1.Issue.project:type_name -> holdfast.linear.v1.Ref
 	27,  // 30: holdfast.linear.v1.Issue.cycle:type_name -> holdfast.linear.v1.Ref
 	27,  // 31: holdfast.linear.v1.Issue.parent:type_name -> holdfast.linear.v1.Ref
-	56,  // 32: holdfast.linear.v1.Issue.linear_create_time:type_name -> google.protobuf.Timestamp
-	56,  // 33: holdfast.linear.v1.Issue.linear_update_time:type_name -> google.protobuf.Timestamp
-	56,  // 34: holdfast.linear.v1.Issue.start_time:type_name -> google.protobuf.Timestamp
-	56,  // 35: holdfast.linear.v1.Issue.complete_time:type_name -> google.protobuf.Timestamp
-	56,  // 36: holdfast.linear.v1.Issue.cancel_time:type_name -> google.protobuf.Timestamp
-	56,  // 37: holdfast.linear.v1.Issue.archive_time:type_name -> google.protobuf.Timestamp
-	56,  // 38: holdfast.linear.v1.Issue.remove_time:type_name -> google.protobuf.Timestamp
+	59,  // 32: holdfast.linear.v1.Issue.linear_create_time:type_name -> google.protobuf.Timestamp
+	59,  // 33: holdfast.linear.v1.Issue.linear_update_time:type_name -> google.protobuf.Timestamp
+	59,  // 34: holdfast.linear.v1.Issue.start_time:type_name -> google.protobuf.Timestamp
+	59,  // 35: holdfast.linear.v1.Issue.complete_time:type_name -> google.protobuf.Timestamp
+	59,  // 36: holdfast.linear.v1.Issue.cancel_time:type_name -> google.protobuf.Timestamp
+	59,  // 37: holdfast.linear.v1.Issue.archive_time:type_name -> google.protobuf.Timestamp
+	59,  // 38: holdfast.linear.v1.Issue.remove_time:type_name -> google.protobuf.Timestamp
 	28,  // 39: holdfast.linear.v1.Issue.payload:type_name -> holdfast.linear.v1.IssuePayload
-	56,  // 40: holdfast.linear.v1.Issue.refetch_time:type_name -> google.protobuf.Timestamp
+	59,  // 40: holdfast.linear.v1.Issue.refetch_time:type_name -> google.protobuf.Timestamp
 	27,  // 41: holdfast.linear.v1.Issue.milestone:type_name -> holdfast.linear.v1.Ref
 	15,  // 42: holdfast.linear.v1.Issue.relations:type_name -> holdfast.linear.v1.IssueRelation
 	48,  // 43: holdfast.linear.v1.Issue.local_changes:type_name -> holdfast.linear.v1.LocalChange
 	27,  // 44: holdfast.linear.v1.IssueRelation.issue:type_name -> holdfast.linear.v1.Ref
-	56,  // 45: holdfast.linear.v1.IssueChange.time:type_name -> google.protobuf.Timestamp
+	59,  // 45: holdfast.linear.v1.IssueChange.time:type_name -> google.protobuf.Timestamp
 	17,  // 46: holdfast.linear.v1.IssueChange.actor:type_name -> holdfast.linear.v1.Actor
 	18,  // 47: holdfast.linear.v1.IssueChange.properties:type_name -> holdfast.linear.v1.PropertyChange
-	59,  // 48: holdfast.linear.v1.PropertyChange.from:type_name -> google.protobuf.Value
-	59,  // 49: holdfast.linear.v1.PropertyChange.to:type_name -> google.protobuf.Value
-	56,  // 50: holdfast.linear.v1.Comment.create_time:type_name -> google.protobuf.Timestamp
-	56,  // 51: holdfast.linear.v1.Comment.update_time:type_name -> google.protobuf.Timestamp
-	56,  // 52: holdfast.linear.v1.Comment.expire_time:type_name -> google.protobuf.Timestamp
+	62,  // 48: holdfast.linear.v1.PropertyChange.from:type_name -> google.protobuf.Value
+	62,  // 49: holdfast.linear.v1.PropertyChange.to:type_name -> google.protobuf.Value
+	59,  // 50: holdfast.linear.v1.Comment.create_time:type_name -> google.protobuf.Timestamp
+	59,  // 51: holdfast.linear.v1.Comment.update_time:type_name -> google.protobuf.Timestamp
+	59,  // 52: holdfast.linear.v1.Comment.expire_time:type_name -> google.protobuf.Timestamp
 	27,  // 53: holdfast.linear.v1.Comment.user:type_name -> holdfast.linear.v1.Ref
 	27,  // 54: holdfast.linear.v1.Comment.external_user:type_name -> holdfast.linear.v1.Ref
-	56,  // 55: holdfast.linear.v1.Comment.edit_time:type_name -> google.protobuf.Timestamp
-	56,  // 56: holdfast.linear.v1.Comment.resolve_time:type_name -> google.protobuf.Timestamp
-	56,  // 57: holdfast.linear.v1.Comment.linear_create_time:type_name -> google.protobuf.Timestamp
-	56,  // 58: holdfast.linear.v1.Comment.linear_update_time:type_name -> google.protobuf.Timestamp
-	56,  // 59: holdfast.linear.v1.Attachment.create_time:type_name -> google.protobuf.Timestamp
-	56,  // 60: holdfast.linear.v1.Attachment.update_time:type_name -> google.protobuf.Timestamp
-	56,  // 61: holdfast.linear.v1.Attachment.expire_time:type_name -> google.protobuf.Timestamp
-	60,  // 62: holdfast.linear.v1.Attachment.metadata:type_name -> google.protobuf.Struct
+	59,  // 55: holdfast.linear.v1.Comment.edit_time:type_name -> google.protobuf.Timestamp
+	59,  // 56: holdfast.linear.v1.Comment.resolve_time:type_name -> google.protobuf.Timestamp
+	59,  // 57: holdfast.linear.v1.Comment.linear_create_time:type_name -> google.protobuf.Timestamp
+	59,  // 58: holdfast.linear.v1.Comment.linear_update_time:type_name -> google.protobuf.Timestamp
+	59,  // 59: holdfast.linear.v1.Attachment.create_time:type_name -> google.protobuf.Timestamp
+	59,  // 60: holdfast.linear.v1.Attachment.update_time:type_name -> google.protobuf.Timestamp
+	59,  // 61: holdfast.linear.v1.Attachment.expire_time:type_name -> google.protobuf.Timestamp
+	63,  // 62: holdfast.linear.v1.Attachment.metadata:type_name -> google.protobuf.Struct
 	27,  // 63: holdfast.linear.v1.Attachment.creator:type_name -> holdfast.linear.v1.Ref
-	56,  // 64: holdfast.linear.v1.Attachment.linear_create_time:type_name -> google.protobuf.Timestamp
-	56,  // 65: holdfast.linear.v1.Attachment.linear_update_time:type_name -> google.protobuf.Timestamp
-	56,  // 66: holdfast.linear.v1.AgentSession.create_time:type_name -> google.protobuf.Timestamp
-	56,  // 67: holdfast.linear.v1.AgentSession.update_time:type_name -> google.protobuf.Timestamp
-	56,  // 68: holdfast.linear.v1.AgentSession.expire_time:type_name -> google.protobuf.Timestamp
+	59,  // 64: holdfast.linear.v1.Attachment.linear_create_time:type_name -> google.protobuf.Timestamp
+	59,  // 65: holdfast.linear.v1.Attachment.linear_update_time:type_name -> google.protobuf.Timestamp
+	59,  // 66: holdfast.linear.v1.AgentSession.create_time:type_name -> google.protobuf.Timestamp
+	59,  // 67: holdfast.linear.v1.AgentSession.update_time:type_name -> google.protobuf.Timestamp
+	59,  // 68: holdfast.linear.v1.AgentSession.expire_time:type_name -> google.protobuf.Timestamp
 	27,  // 69: holdfast.linear.v1.AgentSession.creator:type_name -> holdfast.linear.v1.Ref
-	59,  // 70: holdfast.linear.v1.AgentSession.plan:type_name -> google.protobuf.Value
+	62,  // 70: holdfast.linear.v1.AgentSession.plan:type_name -> google.protobuf.Value
 	22,  // 71: holdfast.linear.v1.AgentSession.external_links:type_name -> holdfast.linear.v1.ExternalLink
 	23,  // 72: holdfast.linear.v1.AgentSession.guidance:type_name -> holdfast.linear.v1.Guidance
-	56,  // 73: holdfast.linear.v1.AgentSession.start_time:type_name -> google.protobuf.Timestamp
-	56,  // 74: holdfast.linear.v1.AgentSession.end_time:type_name -> google.protobuf.Timestamp
-	56,  // 75: holdfast.linear.v1.AgentSession.linear_create_time:type_name -> google.protobuf.Timestamp
-	56,  // 76: holdfast.linear.v1.AgentSession.linear_update_time:type_name -> google.protobuf.Timestamp
-	60,  // 77: holdfast.linear.v1.AgentActivity.signal_metadata:type_name -> google.protobuf.Struct
+	59,  // 73: holdfast.linear.v1.AgentSession.start_time:type_name -> google.protobuf.Timestamp
+	59,  // 74: holdfast.linear.v1.AgentSession.end_time:type_name -> google.protobuf.Timestamp
+	59,  // 75: holdfast.linear.v1.AgentSession.linear_create_time:type_name -> google.protobuf.Timestamp
+	59,  // 76: holdfast.linear.v1.AgentSession.linear_update_time:type_name -> google.protobuf.Timestamp
+	63,  // 77: holdfast.linear.v1.AgentActivity.signal_metadata:type_name -> google.protobuf.Struct
 	27,  // 78: holdfast.linear.v1.AgentActivity.user:type_name -> holdfast.linear.v1.Ref
-	56,  // 79: holdfast.linear.v1.AgentActivity.linear_create_time:type_name -> google.protobuf.Timestamp
-	56,  // 80: holdfast.linear.v1.AgentActivity.linear_update_time:type_name -> google.protobuf.Timestamp
-	60,  // 81: holdfast.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
-	56,  // 82: holdfast.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
-	56,  // 83: holdfast.linear.v1.IssueFilter.updated_since:type_name -> google.protobuf.Timestamp
+	59,  // 79: holdfast.linear.v1.AgentActivity.linear_create_time:type_name -> google.protobuf.Timestamp
+	59,  // 80: holdfast.linear.v1.AgentActivity.linear_update_time:type_name -> google.protobuf.Timestamp
+	63,  // 81: holdfast.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
+	59,  // 82: holdfast.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
+	59,  // 83: holdfast.linear.v1.IssueFilter.updated_since:type_name -> google.protobuf.Timestamp
 	29,  // 84: holdfast.linear.v1.ListIssuesRequest.filter:type_name -> holdfast.linear.v1.IssueFilter
 	0,   // 85: holdfast.linear.v1.ListIssuesRequest.order:type_name -> holdfast.linear.v1.IssueOrder
 	13,  // 86: holdfast.linear.v1.ListIssuesResponse.issues:type_name -> holdfast.linear.v1.Issue
@@ -5568,52 +5847,57 @@ var file_holdfast_linear_v1_service_proto_depIdxs = []int32{
 	41,  // 91: holdfast.linear.v1.ListAgentSessionsRequest.filter:type_name -> holdfast.linear.v1.AgentSessionFilter
 	21,  // 92: holdfast.linear.v1.ListAgentSessionsResponse.agent_sessions:type_name -> holdfast.linear.v1.AgentSession
 	24,  // 93: holdfast.linear.v1.ListAgentActivitiesResponse.activities:type_name -> holdfast.linear.v1.AgentActivity
-	60,  // 94: holdfast.linear.v1.PutIssuesRequest.issues:type_name -> google.protobuf.Struct
+	63,  // 94: holdfast.linear.v1.PutIssuesRequest.issues:type_name -> google.protobuf.Struct
 	46,  // 95: holdfast.linear.v1.PutIssuesResponse.results:type_name -> holdfast.linear.v1.PutIssueResult
-	61,  // 96: holdfast.linear.v1.PutIssueResult.problem:type_name -> holdfast.error.v1.Problem
+	64,  // 96: holdfast.linear.v1.PutIssueResult.problem:type_name -> holdfast.error.v1.Problem
 	1,   // 97: holdfast.linear.v1.LocalChange.type:type_name -> holdfast.linear.v1.LocalChangeType
 	2,   // 98: holdfast.linear.v1.LocalChange.status:type_name -> holdfast.linear.v1.LocalChangeStatus
 	47,  // 99: holdfast.linear.v1.LocalChange.edit:type_name -> holdfast.linear.v1.IssueEdit
-	56,  // 100: holdfast.linear.v1.LocalChange.request_time:type_name -> google.protobuf.Timestamp
-	56,  // 101: holdfast.linear.v1.LocalChange.not_before:type_name -> google.protobuf.Timestamp
-	56,  // 102: holdfast.linear.v1.LocalChange.accept_time:type_name -> google.protobuf.Timestamp
-	47,  // 103: holdfast.linear.v1.CreateIssueRequest.edit:type_name -> holdfast.linear.v1.IssueEdit
-	13,  // 104: holdfast.linear.v1.CreateIssueResponse.issue:type_name -> holdfast.linear.v1.Issue
-	47,  // 105: holdfast.linear.v1.UpdateIssueRequest.edit:type_name -> holdfast.linear.v1.IssueEdit
-	58,  // 106: holdfast.linear.v1.UpdateIssueRequest.update_mask:type_name -> google.protobuf.FieldMask
-	13,  // 107: holdfast.linear.v1.UpdateIssueResponse.issue:type_name -> holdfast.linear.v1.Issue
-	13,  // 108: holdfast.linear.v1.CommentOnIssueResponse.issue:type_name -> holdfast.linear.v1.Issue
-	7,   // 109: holdfast.linear.v1.LinearService.PutEndpoint:input_type -> holdfast.linear.v1.PutEndpointRequest
-	9,   // 110: holdfast.linear.v1.LinearService.ListEndpoints:input_type -> holdfast.linear.v1.ListEndpointsRequest
-	11,  // 111: holdfast.linear.v1.LinearService.DeleteEndpoint:input_type -> holdfast.linear.v1.DeleteEndpointRequest
-	30,  // 112: holdfast.linear.v1.LinearService.ListIssues:input_type -> holdfast.linear.v1.ListIssuesRequest
-	32,  // 113: holdfast.linear.v1.LinearService.ListComments:input_type -> holdfast.linear.v1.ListCommentsRequest
-	35,  // 114: holdfast.linear.v1.LinearService.ListAttachments:input_type -> holdfast.linear.v1.ListAttachmentsRequest
-	37,  // 115: holdfast.linear.v1.LinearService.ListIssueHistory:input_type -> holdfast.linear.v1.ListIssueHistoryRequest
-	39,  // 116: holdfast.linear.v1.LinearService.ListAgentSessions:input_type -> holdfast.linear.v1.ListAgentSessionsRequest
-	42,  // 117: holdfast.linear.v1.LinearService.ListAgentActivities:input_type -> holdfast.linear.v1.ListAgentActivitiesRequest
-	44,  // 118: holdfast.linear.v1.LinearService.PutIssues:input_type -> holdfast.linear.v1.PutIssuesRequest
-	49,  // 119: holdfast.linear.v1.LinearService.CreateIssue:input_type -> holdfast.linear.v1.CreateIssueRequest
-	51,  // 120: holdfast.linear.v1.LinearService.UpdateIssue:input_type -> holdfast.linear.v1.UpdateIssueRequest
-	53,  // 121: holdfast.linear.v1.LinearService.CommentOnIssue:input_type -> holdfast.linear.v1.CommentOnIssueRequest
-	8,   // 122: holdfast.linear.v1.LinearService.PutEndpoint:output_type -> holdfast.linear.v1.PutEndpointResponse
-	10,  // 123: holdfast.linear.v1.LinearService.ListEndpoints:output_type -> holdfast.linear.v1.ListEndpointsResponse
-	12,  // 124: holdfast.linear.v1.LinearService.DeleteEndpoint:output_type -> holdfast.linear.v1.DeleteEndpointResponse
-	31,  // 125: holdfast.linear.v1.LinearService.ListIssues:output_type -> holdfast.linear.v1.ListIssuesResponse
-	33,  // 126: holdfast.linear.v1.LinearService.ListComments:output_type -> holdfast.linear.v1.ListCommentsResponse
-	36,  // 127: holdfast.linear.v1.LinearService.ListAttachments:output_type -> holdfast.linear.v1.ListAttachmentsResponse
-	38,  // 128: holdfast.linear.v1.LinearService.ListIssueHistory:output_type -> holdfast.linear.v1.ListIssueHistoryResponse
-	40,  // 129: holdfast.linear.v1.LinearService.ListAgentSessions:output_type -> holdfast.linear.v1.ListAgentSessionsResponse
-	43,  // 130: holdfast.linear.v1.LinearService.ListAgentActivities:output_type -> holdfast.linear.v1.ListAgentActivitiesResponse
-	45,  // 131: holdfast.linear.v1.LinearService.PutIssues:output_type -> holdfast.linear.v1.PutIssuesResponse
-	50,  // 132: holdfast.linear.v1.LinearService.CreateIssue:output_type -> holdfast.linear.v1.CreateIssueResponse
-	52,  // 133: holdfast.linear.v1.LinearService.UpdateIssue:output_type -> holdfast.linear.v1.UpdateIssueResponse
-	54,  // 134: holdfast.linear.v1.LinearService.CommentOnIssue:output_type -> holdfast.linear.v1.CommentOnIssueResponse
-	122, // [122:135] is the sub-list for method output_type
-	109, // [109:122] is the sub-list for method input_type
-	109, // [109:109] is the sub-list for extension type_name
-	109, // [109:109] is the sub-list for extension extendee
-	0,   // [0:109] is the sub-list for field type_name
+	59,  // 100: holdfast.linear.v1.LocalChange.request_time:type_name -> google.protobuf.Timestamp
+	59,  // 101: holdfast.linear.v1.LocalChange.not_before:type_name -> google.protobuf.Timestamp
+	59,  // 102: holdfast.linear.v1.LocalChange.accept_time:type_name -> google.protobuf.Timestamp
+	24,  // 103: holdfast.linear.v1.LocalChange.activity:type_name -> holdfast.linear.v1.AgentActivity
+	47,  // 104: holdfast.linear.v1.CreateIssueRequest.edit:type_name -> holdfast.linear.v1.IssueEdit
+	13,  // 105: holdfast.linear.v1.CreateIssueResponse.issue:type_name -> holdfast.linear.v1.Issue
+	47,  // 106: holdfast.linear.v1.UpdateIssueRequest.edit:type_name -> holdfast.linear.v1.IssueEdit
+	61,  // 107: holdfast.linear.v1.UpdateIssueRequest.update_mask:type_name -> google.protobuf.FieldMask
+	13,  // 108: holdfast.linear.v1.UpdateIssueResponse.issue:type_name -> holdfast.linear.v1.Issue
+	13,  // 109: holdfast.linear.v1.CommentOnIssueResponse.issue:type_name -> holdfast.linear.v1.Issue
+	56,  // 110: holdfast.linear.v1.RespondToAgentSessionRequest.activity:type_name -> holdfast.linear.v1.NewAgentActivity
+	13,  // 111: holdfast.linear.v1.RespondToAgentSessionResponse.issue:type_name -> holdfast.linear.v1.Issue
+	7,   // 112: holdfast.linear.v1.LinearService.PutEndpoint:input_type -> holdfast.linear.v1.PutEndpointRequest
+	9,   // 113: holdfast.linear.v1.LinearService.ListEndpoints:input_type -> holdfast.linear.v1.ListEndpointsRequest
+	11,  // 114: holdfast.linear.v1.LinearService.DeleteEndpoint:input_type -> holdfast.linear.v1.DeleteEndpointRequest
+	30,  // 115: holdfast.linear.v1.LinearService.ListIssues:input_type -> holdfast.linear.v1.ListIssuesRequest
+	32,  // 116: holdfast.linear.v1.LinearService.ListComments:input_type -> holdfast.linear.v1.ListCommentsRequest
+	35,  // 117: holdfast.linear.v1.LinearService.ListAttachments:input_type -> holdfast.linear.v1.ListAttachmentsRequest
+	37,  // 118: holdfast.linear.v1.LinearService.ListIssueHistory:input_type -> holdfast.linear.v1.ListIssueHistoryRequest
+	39,  // 119: holdfast.linear.v1.LinearService.ListAgentSessions:input_type -> holdfast.linear.v1.ListAgentSessionsRequest
+	42,  // 120: holdfast.linear.v1.LinearService.ListAgentActivities:input_type -> holdfast.linear.v1.ListAgentActivitiesRequest
+	44,  // 121: holdfast.linear.v1.LinearService.PutIssues:input_type -> holdfast.linear.v1.PutIssuesRequest
+	49,  // 122: holdfast.linear.v1.LinearService.CreateIssue:input_type -> holdfast.linear.v1.CreateIssueRequest
+	51,  // 123: holdfast.linear.v1.LinearService.UpdateIssue:input_type -> holdfast.linear.v1.UpdateIssueRequest
+	53,  // 124: holdfast.linear.v1.LinearService.CommentOnIssue:input_type -> holdfast.linear.v1.CommentOnIssueRequest
+	55,  // 125: holdfast.linear.v1.LinearService.RespondToAgentSession:input_type -> holdfast.linear.v1.RespondToAgentSessionRequest
+	8,   // 126: holdfast.linear.v1.LinearService.PutEndpoint:output_type -> holdfast.linear.v1.PutEndpointResponse
+	10,  // 127: holdfast.linear.v1.LinearService.ListEndpoints:output_type -> holdfast.linear.v1.ListEndpointsResponse
+	12,  // 128: holdfast.linear.v1.LinearService.DeleteEndpoint:output_type -> holdfast.linear.v1.DeleteEndpointResponse
+	31,  // 129: holdfast.linear.v1.LinearService.ListIssues:output_type -> holdfast.linear.v1.ListIssuesResponse
+	33,  // 130: holdfast.linear.v1.LinearService.ListComments:output_type -> holdfast.linear.v1.ListCommentsResponse
+	36,  // 131: holdfast.linear.v1.LinearService.ListAttachments:output_type -> holdfast.linear.v1.ListAttachmentsResponse
+	38,  // 132: holdfast.linear.v1.LinearService.ListIssueHistory:output_type -> holdfast.linear.v1.ListIssueHistoryResponse
+	40,  // 133: holdfast.linear.v1.LinearService.ListAgentSessions:output_type -> holdfast.linear.v1.ListAgentSessionsResponse
+	43,  // 134: holdfast.linear.v1.LinearService.ListAgentActivities:output_type -> holdfast.linear.v1.ListAgentActivitiesResponse
+	45,  // 135: holdfast.linear.v1.LinearService.PutIssues:output_type -> holdfast.linear.v1.PutIssuesResponse
+	50,  // 136: holdfast.linear.v1.LinearService.CreateIssue:output_type -> holdfast.linear.v1.CreateIssueResponse
+	52,  // 137: holdfast.linear.v1.LinearService.UpdateIssue:output_type -> holdfast.linear.v1.UpdateIssueResponse
+	54,  // 138: holdfast.linear.v1.LinearService.CommentOnIssue:output_type -> holdfast.linear.v1.CommentOnIssueResponse
+	57,  // 139: holdfast.linear.v1.LinearService.RespondToAgentSession:output_type -> holdfast.linear.v1.RespondToAgentSessionResponse
+	126, // [126:140] is the sub-list for method output_type
+	112, // [112:126] is the sub-list for method input_type
+	112, // [112:112] is the sub-list for extension type_name
+	112, // [112:112] is the sub-list for extension extendee
+	0,   // [0:112] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_linear_v1_service_proto_init() }
@@ -5627,13 +5911,14 @@ func file_holdfast_linear_v1_service_proto_init() {
 	file_holdfast_linear_v1_service_proto_msgTypes[46].OneofWrappers = []any{}
 	file_holdfast_linear_v1_service_proto_msgTypes[48].OneofWrappers = []any{}
 	file_holdfast_linear_v1_service_proto_msgTypes[50].OneofWrappers = []any{}
+	file_holdfast_linear_v1_service_proto_msgTypes[52].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_linear_v1_service_proto_rawDesc), len(file_holdfast_linear_v1_service_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   53,
+			NumMessages:   56,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

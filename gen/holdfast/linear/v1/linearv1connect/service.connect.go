@@ -71,6 +71,9 @@ const (
 	// LinearServiceCommentOnIssueProcedure is the fully-qualified name of the LinearService's
 	// CommentOnIssue RPC.
 	LinearServiceCommentOnIssueProcedure = "/holdfast.linear.v1.LinearService/CommentOnIssue"
+	// LinearServiceRespondToAgentSessionProcedure is the fully-qualified name of the LinearService's
+	// RespondToAgentSession RPC.
+	LinearServiceRespondToAgentSessionProcedure = "/holdfast.linear.v1.LinearService/RespondToAgentSession"
 )
 
 // LinearServiceClient is a client for the holdfast.linear.v1.LinearService service.
@@ -148,6 +151,12 @@ type LinearServiceClient interface {
 	//
 	//	{"requestId": "c-1", "issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "body": "On it."}
 	CommentOnIssue(context.Context, *v1.CommentOnIssueRequest) (*v1.CommentOnIssueResponse, error)
+	// RespondToAgentSession adds a step to an agent's session in Linear: what it thinks, does, asks or answers. Linear takes the session's status from its
+	// last step. It answers at once with the id that the step will have; until Linear has taken it, it is among the local_changes of the session's issue,
+	// and is sent after the issue's earlier changes. It happens once. The API key has to be the agent's own.
+	//
+	//	{"requestId": "a-1", "agentSessionId": "5d2c4f3e-0a57-4b5e-9d3c-6f5a1f0c2b11", "activity": {"type": "thought", "body": "Looking into it."}}
+	RespondToAgentSession(context.Context, *v1.RespondToAgentSessionRequest) (*v1.RespondToAgentSessionResponse, error)
 }
 
 // NewLinearServiceClient constructs a client for the holdfast.linear.v1.LinearService service. By
@@ -245,24 +254,31 @@ func NewLinearServiceClient(httpClient connect.HTTPClient, baseURL string, opts 
 			connect.WithSchema(linearServiceMethods.ByName("CommentOnIssue")),
 			connect.WithClientOptions(opts...),
 		),
+		respondToAgentSession: connect.NewClient[v1.RespondToAgentSessionRequest, v1.RespondToAgentSessionResponse](
+			httpClient,
+			baseURL+LinearServiceRespondToAgentSessionProcedure,
+			connect.WithSchema(linearServiceMethods.ByName("RespondToAgentSession")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // linearServiceClient implements LinearServiceClient.
 type linearServiceClient struct {
-	putEndpoint         *connect.Client[v1.PutEndpointRequest, v1.PutEndpointResponse]
-	listEndpoints       *connect.Client[v1.ListEndpointsRequest, v1.ListEndpointsResponse]
-	deleteEndpoint      *connect.Client[v1.DeleteEndpointRequest, v1.DeleteEndpointResponse]
-	listIssues          *connect.Client[v1.ListIssuesRequest, v1.ListIssuesResponse]
-	listComments        *connect.Client[v1.ListCommentsRequest, v1.ListCommentsResponse]
-	listAttachments     *connect.Client[v1.ListAttachmentsRequest, v1.ListAttachmentsResponse]
-	listIssueHistory    *connect.Client[v1.ListIssueHistoryRequest, v1.ListIssueHistoryResponse]
-	listAgentSessions   *connect.Client[v1.ListAgentSessionsRequest, v1.ListAgentSessionsResponse]
-	listAgentActivities *connect.Client[v1.ListAgentActivitiesRequest, v1.ListAgentActivitiesResponse]
-	putIssues           *connect.Client[v1.PutIssuesRequest, v1.PutIssuesResponse]
-	createIssue         *connect.Client[v1.CreateIssueRequest, v1.CreateIssueResponse]
-	updateIssue         *connect.Client[v1.UpdateIssueRequest, v1.UpdateIssueResponse]
-	commentOnIssue      *connect.Client[v1.CommentOnIssueRequest, v1.CommentOnIssueResponse]
+	putEndpoint           *connect.Client[v1.PutEndpointRequest, v1.PutEndpointResponse]
+	listEndpoints         *connect.Client[v1.ListEndpointsRequest, v1.ListEndpointsResponse]
+	deleteEndpoint        *connect.Client[v1.DeleteEndpointRequest, v1.DeleteEndpointResponse]
+	listIssues            *connect.Client[v1.ListIssuesRequest, v1.ListIssuesResponse]
+	listComments          *connect.Client[v1.ListCommentsRequest, v1.ListCommentsResponse]
+	listAttachments       *connect.Client[v1.ListAttachmentsRequest, v1.ListAttachmentsResponse]
+	listIssueHistory      *connect.Client[v1.ListIssueHistoryRequest, v1.ListIssueHistoryResponse]
+	listAgentSessions     *connect.Client[v1.ListAgentSessionsRequest, v1.ListAgentSessionsResponse]
+	listAgentActivities   *connect.Client[v1.ListAgentActivitiesRequest, v1.ListAgentActivitiesResponse]
+	putIssues             *connect.Client[v1.PutIssuesRequest, v1.PutIssuesResponse]
+	createIssue           *connect.Client[v1.CreateIssueRequest, v1.CreateIssueResponse]
+	updateIssue           *connect.Client[v1.UpdateIssueRequest, v1.UpdateIssueResponse]
+	commentOnIssue        *connect.Client[v1.CommentOnIssueRequest, v1.CommentOnIssueResponse]
+	respondToAgentSession *connect.Client[v1.RespondToAgentSessionRequest, v1.RespondToAgentSessionResponse]
 }
 
 // PutEndpoint calls holdfast.linear.v1.LinearService.PutEndpoint.
@@ -382,6 +398,15 @@ func (c *linearServiceClient) CommentOnIssue(ctx context.Context, req *v1.Commen
 	return nil, err
 }
 
+// RespondToAgentSession calls holdfast.linear.v1.LinearService.RespondToAgentSession.
+func (c *linearServiceClient) RespondToAgentSession(ctx context.Context, req *v1.RespondToAgentSessionRequest) (*v1.RespondToAgentSessionResponse, error) {
+	response, err := c.respondToAgentSession.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // LinearServiceHandler is an implementation of the holdfast.linear.v1.LinearService service.
 type LinearServiceHandler interface {
 	// PutEndpoint makes the address for a Linear workspace's webhook, `POST <path>` of the answer, or changes one. The server makes
@@ -457,6 +482,12 @@ type LinearServiceHandler interface {
 	//
 	//	{"requestId": "c-1", "issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "body": "On it."}
 	CommentOnIssue(context.Context, *v1.CommentOnIssueRequest) (*v1.CommentOnIssueResponse, error)
+	// RespondToAgentSession adds a step to an agent's session in Linear: what it thinks, does, asks or answers. Linear takes the session's status from its
+	// last step. It answers at once with the id that the step will have; until Linear has taken it, it is among the local_changes of the session's issue,
+	// and is sent after the issue's earlier changes. It happens once. The API key has to be the agent's own.
+	//
+	//	{"requestId": "a-1", "agentSessionId": "5d2c4f3e-0a57-4b5e-9d3c-6f5a1f0c2b11", "activity": {"type": "thought", "body": "Looking into it."}}
+	RespondToAgentSession(context.Context, *v1.RespondToAgentSessionRequest) (*v1.RespondToAgentSessionResponse, error)
 }
 
 // NewLinearServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -550,6 +581,12 @@ func NewLinearServiceHandler(svc LinearServiceHandler, opts ...connect.HandlerOp
 		connect.WithSchema(linearServiceMethods.ByName("CommentOnIssue")),
 		connect.WithHandlerOptions(opts...),
 	)
+	linearServiceRespondToAgentSessionHandler := connect.NewUnaryHandlerSimple(
+		LinearServiceRespondToAgentSessionProcedure,
+		svc.RespondToAgentSession,
+		connect.WithSchema(linearServiceMethods.ByName("RespondToAgentSession")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/holdfast.linear.v1.LinearService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case LinearServicePutEndpointProcedure:
@@ -578,6 +615,8 @@ func NewLinearServiceHandler(svc LinearServiceHandler, opts ...connect.HandlerOp
 			linearServiceUpdateIssueHandler.ServeHTTP(w, r)
 		case LinearServiceCommentOnIssueProcedure:
 			linearServiceCommentOnIssueHandler.ServeHTTP(w, r)
+		case LinearServiceRespondToAgentSessionProcedure:
+			linearServiceRespondToAgentSessionHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -637,4 +676,8 @@ func (UnimplementedLinearServiceHandler) UpdateIssue(context.Context, *v1.Update
 
 func (UnimplementedLinearServiceHandler) CommentOnIssue(context.Context, *v1.CommentOnIssueRequest) (*v1.CommentOnIssueResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.linear.v1.LinearService.CommentOnIssue is not implemented"))
+}
+
+func (UnimplementedLinearServiceHandler) RespondToAgentSession(context.Context, *v1.RespondToAgentSessionRequest) (*v1.RespondToAgentSessionResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.linear.v1.LinearService.RespondToAgentSession is not implemented"))
 }

@@ -35,6 +35,7 @@ const (
 	LocalChangeType_LOCAL_CHANGE_TYPE_CREATE      LocalChangeType = 1
 	LocalChangeType_LOCAL_CHANGE_TYPE_UPDATE      LocalChangeType = 2
 	LocalChangeType_LOCAL_CHANGE_TYPE_COMMENT     LocalChangeType = 3
+	LocalChangeType_LOCAL_CHANGE_TYPE_RESPOND     LocalChangeType = 4
 )
 
 // Enum value maps for LocalChangeType.
@@ -44,12 +45,14 @@ var (
 		1: "LOCAL_CHANGE_TYPE_CREATE",
 		2: "LOCAL_CHANGE_TYPE_UPDATE",
 		3: "LOCAL_CHANGE_TYPE_COMMENT",
+		4: "LOCAL_CHANGE_TYPE_RESPOND",
 	}
 	LocalChangeType_value = map[string]int32{
 		"LOCAL_CHANGE_TYPE_UNSPECIFIED": 0,
 		"LOCAL_CHANGE_TYPE_CREATE":      1,
 		"LOCAL_CHANGE_TYPE_UPDATE":      2,
 		"LOCAL_CHANGE_TYPE_COMMENT":     3,
+		"LOCAL_CHANGE_TYPE_RESPOND":     4,
 	}
 )
 
@@ -1922,9 +1925,12 @@ type LocalChange struct {
 	// Linear's updatedAt of the issue when the change was sent, as it was known; Unix milliseconds.
 	KnownMs int64 `protobuf:"varint,14,opt,name=known_ms,json=knownMs,proto3" json:"known_ms,omitempty"`
 	// Linear's updatedAt of the issue with the change in it; Unix milliseconds.
-	AcceptedMs    int64 `protobuf:"varint,15,opt,name=accepted_ms,json=acceptedMs,proto3" json:"accepted_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	AcceptedMs int64 `protobuf:"varint,15,opt,name=accepted_ms,json=acceptedMs,proto3" json:"accepted_ms,omitempty"`
+	// The session that is responded to, and the step that is added to it; its id is change_id.
+	AgentSessionId string         `protobuf:"bytes,16,opt,name=agent_session_id,json=agentSessionId,proto3" json:"agent_session_id,omitempty"`
+	Activity       *AgentActivity `protobuf:"bytes,17,opt,name=activity,proto3" json:"activity,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *LocalChange) Reset() {
@@ -2060,6 +2066,20 @@ func (x *LocalChange) GetAcceptedMs() int64 {
 		return x.AcceptedMs
 	}
 	return 0
+}
+
+func (x *LocalChange) GetAgentSessionId() string {
+	if x != nil {
+		return x.AgentSessionId
+	}
+	return ""
+}
+
+func (x *LocalChange) GetActivity() *AgentActivity {
+	if x != nil {
+		return x.Activity
+	}
+	return nil
 }
 
 // IssueStamp orders all words on an issue, so that the newest wins in whatever order they come: by time, then
@@ -2996,7 +3016,7 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"\bcycle_id\x18\v \x01(\tR\acycleId\x12\x1b\n" +
 	"\tparent_id\x18\f \x01(\tR\bparentId\x12\"\n" +
 	"\radd_label_ids\x18\r \x03(\tR\vaddLabelIds\x12(\n" +
-	"\x10remove_label_ids\x18\x0e \x03(\tR\x0eremoveLabelIds\"\x8e\x05\n" +
+	"\x10remove_label_ids\x18\x0e \x03(\tR\x0eremoveLabelIds\"\xfd\x05\n" +
 	"\vLocalChange\x12\x1b\n" +
 	"\tchange_id\x18\x01 \x01(\tR\bchangeId\x12=\n" +
 	"\x04type\x18\x02 \x01(\x0e2).holdfast.store.linear.v1.LocalChangeTypeR\x04type\x12C\n" +
@@ -3017,7 +3037,9 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"acceptTime\x12\x19\n" +
 	"\bknown_ms\x18\x0e \x01(\x03R\aknownMs\x12\x1f\n" +
 	"\vaccepted_ms\x18\x0f \x01(\x03R\n" +
-	"acceptedMs\"\x9a\x01\n" +
+	"acceptedMs\x12(\n" +
+	"\x10agent_session_id\x18\x10 \x01(\tR\x0eagentSessionId\x12C\n" +
+	"\bactivity\x18\x11 \x01(\v2'.holdfast.store.linear.v1.AgentActivityR\bactivity\"\x9a\x01\n" +
 	"\n" +
 	"IssueStamp\x12\x17\n" +
 	"\atime_ms\x18\x01 \x01(\x03R\x06timeMs\x12\x12\n" +
@@ -3092,12 +3114,13 @@ const file_holdfast_store_linear_v1_state_proto_rawDesc = "" +
 	"page_count\x18\x05 \x01(\x05R\tpageCount\x12\x1d\n" +
 	"\n" +
 	"met_cursor\x18\x06 \x01(\tR\tmetCursor\x12\x1c\n" +
-	"\trestarted\x18\a \x01(\bR\trestarted*\x8f\x01\n" +
+	"\trestarted\x18\a \x01(\bR\trestarted*\xae\x01\n" +
 	"\x0fLocalChangeType\x12!\n" +
 	"\x1dLOCAL_CHANGE_TYPE_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18LOCAL_CHANGE_TYPE_CREATE\x10\x01\x12\x1c\n" +
 	"\x18LOCAL_CHANGE_TYPE_UPDATE\x10\x02\x12\x1d\n" +
-	"\x19LOCAL_CHANGE_TYPE_COMMENT\x10\x03*\xbd\x01\n" +
+	"\x19LOCAL_CHANGE_TYPE_COMMENT\x10\x03\x12\x1d\n" +
+	"\x19LOCAL_CHANGE_TYPE_RESPOND\x10\x04*\xbd\x01\n" +
 	"\x11LocalChangeStatus\x12#\n" +
 	"\x1fLOCAL_CHANGE_STATUS_UNSPECIFIED\x10\x00\x12\x1f\n" +
 	"\x1bLOCAL_CHANGE_STATUS_PENDING\x10\x01\x12\x1f\n" +
@@ -3217,31 +3240,32 @@ var file_holdfast_store_linear_v1_state_proto_depIdxs = []int32{
 	28, // 58: holdfast.store.linear.v1.LocalChange.request_time:type_name -> google.protobuf.Timestamp
 	28, // 59: holdfast.store.linear.v1.LocalChange.not_before:type_name -> google.protobuf.Timestamp
 	28, // 60: holdfast.store.linear.v1.LocalChange.accept_time:type_name -> google.protobuf.Timestamp
-	30, // 61: holdfast.store.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
-	28, // 62: holdfast.store.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
-	27, // 63: holdfast.store.linear.v1.EndpointState.labels:type_name -> holdfast.store.linear.v1.EndpointState.LabelsEntry
-	22, // 64: holdfast.store.linear.v1.EndpointState.secrets:type_name -> holdfast.store.linear.v1.SealedSecret
-	22, // 65: holdfast.store.linear.v1.EndpointState.api_key:type_name -> holdfast.store.linear.v1.SealedSecret
-	31, // 66: holdfast.store.linear.v1.EndpointState.replay_window:type_name -> google.protobuf.Duration
-	28, // 67: holdfast.store.linear.v1.SealedSecret.create_time:type_name -> google.protobuf.Timestamp
-	28, // 68: holdfast.store.linear.v1.SyncState.high_water_time:type_name -> google.protobuf.Timestamp
-	26, // 69: holdfast.store.linear.v1.SyncState.pass:type_name -> holdfast.store.linear.v1.SyncPass
-	28, // 70: holdfast.store.linear.v1.SyncState.complete_time:type_name -> google.protobuf.Timestamp
-	28, // 71: holdfast.store.linear.v1.SyncState.not_before:type_name -> google.protobuf.Timestamp
-	28, // 72: holdfast.store.linear.v1.SyncState.run_until_time:type_name -> google.protobuf.Timestamp
-	25, // 73: holdfast.store.linear.v1.SyncState.lists:type_name -> holdfast.store.linear.v1.SyncList
-	28, // 74: holdfast.store.linear.v1.SyncState.sweep_time:type_name -> google.protobuf.Timestamp
-	28, // 75: holdfast.store.linear.v1.SyncList.high_water_time:type_name -> google.protobuf.Timestamp
-	26, // 76: holdfast.store.linear.v1.SyncList.pass:type_name -> holdfast.store.linear.v1.SyncPass
-	28, // 77: holdfast.store.linear.v1.SyncList.not_before:type_name -> google.protobuf.Timestamp
-	28, // 78: holdfast.store.linear.v1.SyncPass.since_time:type_name -> google.protobuf.Timestamp
-	28, // 79: holdfast.store.linear.v1.SyncPass.start_time:type_name -> google.protobuf.Timestamp
-	28, // 80: holdfast.store.linear.v1.SyncPass.newest_time:type_name -> google.protobuf.Timestamp
-	81, // [81:81] is the sub-list for method output_type
-	81, // [81:81] is the sub-list for method input_type
-	81, // [81:81] is the sub-list for extension type_name
-	81, // [81:81] is the sub-list for extension extendee
-	0,  // [0:81] is the sub-list for field type_name
+	13, // 61: holdfast.store.linear.v1.LocalChange.activity:type_name -> holdfast.store.linear.v1.AgentActivity
+	30, // 62: holdfast.store.linear.v1.IssuePayload.payload:type_name -> google.protobuf.Struct
+	28, // 63: holdfast.store.linear.v1.IssuePayload.receive_time:type_name -> google.protobuf.Timestamp
+	27, // 64: holdfast.store.linear.v1.EndpointState.labels:type_name -> holdfast.store.linear.v1.EndpointState.LabelsEntry
+	22, // 65: holdfast.store.linear.v1.EndpointState.secrets:type_name -> holdfast.store.linear.v1.SealedSecret
+	22, // 66: holdfast.store.linear.v1.EndpointState.api_key:type_name -> holdfast.store.linear.v1.SealedSecret
+	31, // 67: holdfast.store.linear.v1.EndpointState.replay_window:type_name -> google.protobuf.Duration
+	28, // 68: holdfast.store.linear.v1.SealedSecret.create_time:type_name -> google.protobuf.Timestamp
+	28, // 69: holdfast.store.linear.v1.SyncState.high_water_time:type_name -> google.protobuf.Timestamp
+	26, // 70: holdfast.store.linear.v1.SyncState.pass:type_name -> holdfast.store.linear.v1.SyncPass
+	28, // 71: holdfast.store.linear.v1.SyncState.complete_time:type_name -> google.protobuf.Timestamp
+	28, // 72: holdfast.store.linear.v1.SyncState.not_before:type_name -> google.protobuf.Timestamp
+	28, // 73: holdfast.store.linear.v1.SyncState.run_until_time:type_name -> google.protobuf.Timestamp
+	25, // 74: holdfast.store.linear.v1.SyncState.lists:type_name -> holdfast.store.linear.v1.SyncList
+	28, // 75: holdfast.store.linear.v1.SyncState.sweep_time:type_name -> google.protobuf.Timestamp
+	28, // 76: holdfast.store.linear.v1.SyncList.high_water_time:type_name -> google.protobuf.Timestamp
+	26, // 77: holdfast.store.linear.v1.SyncList.pass:type_name -> holdfast.store.linear.v1.SyncPass
+	28, // 78: holdfast.store.linear.v1.SyncList.not_before:type_name -> google.protobuf.Timestamp
+	28, // 79: holdfast.store.linear.v1.SyncPass.since_time:type_name -> google.protobuf.Timestamp
+	28, // 80: holdfast.store.linear.v1.SyncPass.start_time:type_name -> google.protobuf.Timestamp
+	28, // 81: holdfast.store.linear.v1.SyncPass.newest_time:type_name -> google.protobuf.Timestamp
+	82, // [82:82] is the sub-list for method output_type
+	82, // [82:82] is the sub-list for method input_type
+	82, // [82:82] is the sub-list for extension type_name
+	82, // [82:82] is the sub-list for extension extendee
+	0,  // [0:82] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_store_linear_v1_state_proto_init() }

@@ -126,6 +126,15 @@ export interface LinearService {
    *     {"requestId": "c-1", "issueId": "9cfb482a-81e3-4154-b5b9-2c805e70a02d", "body": "On it."}
    */
   commentOnIssue(request: CommentOnIssueRequest, options?: CallOptions): Promise<CommentOnIssueResponse>;
+
+  /**
+   * RespondToAgentSession adds a step to an agent's session in Linear: what it thinks, does, asks or answers. Linear takes the session's status from its
+   * last step. It answers at once with the id that the step will have; until Linear has taken it, it is among the local_changes of the session's issue,
+   * and is sent after the issue's earlier changes. It happens once. The API key has to be the agent's own.
+   *
+   *     {"requestId": "a-1", "agentSessionId": "5d2c4f3e-0a57-4b5e-9d3c-6f5a1f0c2b11", "activity": {"type": "thought", "body": "Looking into it."}}
+   */
+  respondToAgentSession(request: RespondToAgentSessionRequest, options?: CallOptions): Promise<RespondToAgentSessionResponse>;
 }
 
 /** Actor is who changed something. */
@@ -596,7 +605,7 @@ export interface ListIssuesResponse {
 
 /** LocalChange is a change of an issue that was asked for here and that Linear has not confirmed. One that it has confirmed is gone. */
 export interface LocalChange {
-  /** A UUID: what a creation makes, or a comment, has it in Linear. It is the call's key in the ledger of the API "linear", too. */
+  /** A UUID: what a creation makes, or a comment, or a step of a session, has it in Linear. It is the call's key in the ledger of the API "linear", too. */
   changeId: string;
   /** What it does. */
   type: LocalChangeType;
@@ -622,6 +631,10 @@ export interface LocalChange {
   attemptCount: number;
   /** When Linear took it. */
   acceptTime?: Timestamp | undefined;
+  /** The session that a step is added to. */
+  agentSessionId: string;
+  /** That step: its type, body, action, parameter, result and ephemeral. */
+  activity?: AgentActivity | undefined;
 }
 
 /** PropertyChange is how one property of an issue changed. */
@@ -666,6 +679,14 @@ export interface Ref {
   id: string;
   /** What people call it. */
   name: string;
+}
+
+/** RespondToAgentSessionResponse is what RespondToAgentSession answers. */
+export interface RespondToAgentSessionResponse {
+  /** Linear's id of the step. */
+  activityId: string;
+  /** The session's issue as it is now. */
+  issue?: Issue | undefined;
 }
 
 /** SecretInfo names a secret that is never shown. */
@@ -979,6 +1000,22 @@ export interface ListIssuesRequest {
   order?: IssueOrder | undefined;
 }
 
+/** NewAgentActivity is a step that an agent adds to its session. */
+export interface NewAgentActivityInput {
+  /** thought, action, elicitation, response or error. */
+  type?: string | undefined;
+  /** Markdown. All but an action need it. */
+  body?: string | undefined;
+  /** What is done, of an action. */
+  action?: string | undefined;
+  /** To what it is done, of an action. */
+  parameter?: string | undefined;
+  /** What came of it, of an action; Markdown. */
+  result?: string | undefined;
+  /** True: it is shown until the next one comes. Only of a thought or an action. */
+  ephemeral?: boolean | undefined;
+}
+
 /** PutEndpointRequest is what PutEndpoint is asked. */
 export interface PutEndpointRequest {
   /** Makes the change happen once. */
@@ -1014,6 +1051,20 @@ export interface PutIssuesRequest {
   ifVersion?: number | undefined;
   /** As Linear's API returned them. */
   issues?: JsonObject[] | undefined;
+}
+
+/** RespondToAgentSessionRequest is what RespondToAgentSession is asked. */
+export interface RespondToAgentSessionRequest {
+  /** Makes the change happen once. */
+  requestId?: string | undefined;
+  /** Only at this version of the session's issue; unset: at any. */
+  ifVersion?: number | undefined;
+  /** The session. It must have an issue. */
+  agentSessionId?: string | undefined;
+  /** The step. */
+  activity?: NewAgentActivityInput | undefined;
+  /** The endpoint whose API key is used; empty: the one that reports the issue, or the only one that has a key. */
+  endpointId?: string | undefined;
 }
 
 /** SecretInfo names a secret that is never shown. */
@@ -1120,4 +1171,6 @@ export type LocalChangeType =
   /** It changes the issue. */
   | "update"
   /** It comments on the issue. */
-  | "comment";
+  | "comment"
+  /** It adds a step to an agent's session on the issue. */
+  | "respond";

@@ -28,7 +28,7 @@ export const services: { readonly [service in keyof Rpc]: readonly [path: string
   conversation: ["holdfast.conversation.v1.ConversationService", "CreateConversation! GetConversation? ListConversations? UpdateConversation! DeleteConversation! Append! EditMessages! ListMessages? ListRecords? GetContextWindow? ProposeCompaction! CommitCompaction! ForkConversation!"],
   coordination: ["holdfast.coordination.v1.CoordinationService", "BeginCall! FinishCall! GetCall? ListCalls? Acquire+ AcquireAndWait* Release? Report! GetApi? ListApis? UpdateApi!"],
   inspect: ["holdfast.inspect.v1.InspectService", "ListObjects? GetObject? ListEvents? DiffObject? RestoreObject! DeleteObject! ListTimers? RetryTimer! EraseUser?"],
-  linear: ["holdfast.linear.v1.LinearService", "PutEndpoint! ListEndpoints? DeleteEndpoint! ListIssues? ListComments? ListAttachments? ListIssueHistory? ListAgentSessions? ListAgentActivities? PutIssues! CreateIssue! UpdateIssue! CommentOnIssue!"],
+  linear: ["holdfast.linear.v1.LinearService", "PutEndpoint! ListEndpoints? DeleteEndpoint! ListIssues? ListComments? ListAttachments? ListIssueHistory? ListAgentSessions? ListAgentActivities? PutIssues! CreateIssue! UpdateIssue! CommentOnIssue! RespondToAgentSession!"],
   live: ["holdfast.live.v1.LiveService", "ConnectLive! IngestLive? DisconnectLive! ClaimToolCall! CompleteToolCall! ListLiveFrames?"],
   project: ["holdfast.project.v1.ProjectService", "PutProject! GetProject? ListProjects? DeleteProject! PutTask! GetTask? ListTasks? DeleteTask! GetProjectContext? GetPreferences? UpdatePreferences!"],
   session: ["holdfast.session.v1.SessionService", "CreateSession! RefreshSession? GetSession? ListSessions? UpdateSession! EndSessions! PutConnection! ListSecurityEvents? PutSessionSettings!"],

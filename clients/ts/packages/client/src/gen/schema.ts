@@ -131,12 +131,13 @@ ListEndpointsResponse nextPageToken endpoints*@Endpoint
 ListIssueHistoryResponse nextPageToken changes*@IssueChange
 ListIssuesRequest order~ISSUE_ORDER_
 ListIssuesResponse nextPageToken issues*@Issue
-LocalChange changeId type~LOCAL_CHANGE_TYPE_ status~LOCAL_CHANGE_STATUS_ edit@IssueEdit fields* body parentCommentId endpointId error attemptCount#
+LocalChange changeId type~LOCAL_CHANGE_TYPE_ status~LOCAL_CHANGE_STATUS_ edit@IssueEdit fields* body parentCommentId endpointId error attemptCount# agentSessionId activity@AgentActivity
 PropertyChange name omitted!
 PutEndpointResponse endpoint@Endpoint
 PutIssueResult issueId applied! version# problem@error.Problem
 PutIssuesResponse results*@PutIssueResult
 Ref id name
+RespondToAgentSessionResponse activityId issue@Issue
 SecretInfo secretId
 SyncListStatus name error failureCount#
 SyncStatus error running! issueCount# failureCount# skippedCount# skipReason lists*@SyncListStatus

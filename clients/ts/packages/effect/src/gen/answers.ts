@@ -57,6 +57,7 @@ export const answers: { readonly [message: string]: Of<unknown> } = {
   "linear.CreateIssueResponse": linear.CreateIssueResponse,
   "linear.UpdateIssueResponse": linear.UpdateIssueResponse,
   "linear.CommentOnIssueResponse": linear.CommentOnIssueResponse,
+  "linear.RespondToAgentSessionResponse": linear.RespondToAgentSessionResponse,
   "live.ConnectLiveResponse": live.ConnectLiveResponse,
   "live.IngestLiveResponse": live.IngestLiveResponse,
   "live.DisconnectLiveResponse": live.DisconnectLiveResponse,

@@ -296,6 +296,8 @@ export const LocalChange: s.Of<client.linear.LocalChange> = s.message({
   notBefore: s.maybe(s.timestamp),
   attemptCount: s.integer,
   acceptTime: s.maybe(s.timestamp),
+  agentSessionId: s.text,
+  activity: s.maybe(s.ref(() => AgentActivity)),
 });
 
 /** PropertyChange is how one property of an issue changed. */
@@ -328,6 +330,12 @@ export const PutIssuesResponse: s.Of<client.linear.PutIssuesResponse> = s.messag
 export const Ref: s.Of<client.linear.Ref> = s.message({
   id: s.text,
   name: s.text,
+});
+
+/** RespondToAgentSessionResponse is what RespondToAgentSession answers. */
+export const RespondToAgentSessionResponse: s.Of<client.linear.RespondToAgentSessionResponse> = s.message({
+  activityId: s.text,
+  issue: s.maybe(s.ref(() => Issue)),
 });
 
 /** SecretInfo names a secret that is never shown. */
@@ -389,4 +397,4 @@ export const IssueOrder: s.Of<client.linear.IssueOrder> = s.word("unspecified", 
 export const LocalChangeStatus: s.Of<client.linear.LocalChangeStatus> = s.word("unspecified", "pending", "sending", "accepted", "refused");
 
 /** LocalChangeType is what a change does. */
-export const LocalChangeType: s.Of<client.linear.LocalChangeType> = s.word("unspecified", "create", "update", "comment");
+export const LocalChangeType: s.Of<client.linear.LocalChangeType> = s.word("unspecified", "create", "update", "comment", "respond");
