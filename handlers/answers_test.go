@@ -284,6 +284,7 @@ var answerCases = map[string]answerCase{
 	},
 	stateRPCs + "TakeTimers": {bounded: "100 timers, each of four names and an error in words"},
 	stateRPCs + "Apply":      {bounded: "what it has deleted ends at the bound, and 1,000 results have a key or a number each"},
+	stateRPCs + "ApplyTogether": {bounded: "what each change has deleted ends at its share of the bound"},
 
 	"/holdfast.project.v1.ProjectService/ListProjects": {
 		fill: func(f *filler) {

@@ -16,7 +16,7 @@ import (
 // ownIdempotency are the changing RPCs without a request_id, and what makes them safe to repeat.
 var ownIdempotency = map[protoreflect.Name]string{ //nolint:gochecknoglobals // never changed
 	"IngestLive": "client_index", "RefreshSession": "the refresh token", "Acquire": "grant_id", "Release": "grant_id", "TakeTimers": "the lease, which ends",
-	"EraseUser": "what is erased already is counted as nothing",
+	"EraseUser": "what is erased already is counted as nothing", "ApplyTogether": "request_id; each change has an if_version of its own",
 }
 
 // reading are the RPCs that change nothing and cannot be called by GET, because an answer depends on the clock or holds a secret.

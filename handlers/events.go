@@ -39,14 +39,19 @@ const defaultEntries = 50
 type events struct {
 	watch    http.Handler
 	unknown  http.Handler // for other paths
+	onlyRead http.Handler // for other methods than GET
 	texts    *jsonpb.Codec
 	refusals *connect.ErrorWriter
 }
 
 func (e events) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := strings.Split(strings.TrimPrefix(r.URL.EscapedPath(), eventsPath), "/")
-	if r.Method != http.MethodGet || len(path) != 3 || path[2] != "events" {
+	switch {
+	case len(path) != 3 || path[2] != "events":
 		e.unknown.ServeHTTP(w, r)
+		return
+	case r.Method != http.MethodGet:
+		e.onlyRead.ServeHTTP(w, r)
 		return
 	}
 	item, err := eventsItem(r, path[0], path[1])

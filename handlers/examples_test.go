@@ -81,6 +81,7 @@ var walks = map[string]walk{ //nolint:gochecknoglobals // never changed
 	},
 	"holdfast.state.v1.StateService": {
 		{method: "Apply"},
+		{method: "ApplyTogether"},
 		{method: "Read"},
 		{method: "ListStates"},
 		{method: "ForkState"},

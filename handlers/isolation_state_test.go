@@ -39,6 +39,8 @@ var stateArea = area{
 				{"delete":{"collection":"items","prefix":"l","returnDeleted":true}},{"delete":{"collection":"items","keys":["k"]}},{"delete":{"collection":"items","last":1}},
 				{"lease":{"name":"w","holder":"h","duration":"30s"}},{"emit":"edited"},{"setTimer":{"name":"t","dueIn":"60s"}},{"setTimer":{"name":"u","dueTime":"2026-01-01T00:00:00Z"}},
 				{"clearTimer":"u"}]}`,
+			"ApplyTogether": `{"requestId":"r-3","changes":[{"ifVersion":"1","ref":{"type":"note","name":"c1","owner":"ada"},"mustExist":true,"labels":{"a":"b"},"ttl":"90000s",
+				"operations":[{"increment":{"path":"n","by":0.5}}]},{"ref":{"type":"note","name":"c3"},"keepForever":true}]}`,
 			"Read": `{"reads":[{"ref":{"type":"note","name":"c1","owner":"ada"},"ifVersionNot":"9","withoutState":true,"queries":[
 				{"collection":"items","prefix":"0","after":"0","before":"1","reverse":true,"limit":5},{"collection":"items","keys":["000000000001"]}]}]}`,
 			"ListStates":  `{"pageSize":5,"filter":{"type":"note","owner":"ada","namePrefix":"c","labels":{"a":"b"}},"byName":true,"withState":true}`,
@@ -53,7 +55,8 @@ var stateArea = area{
 	},
 	cases: map[string]isolationCase{
 		// The names of each user are the user's own: what another has is not there, and what is made has the same name.
-		stateRPCs + "Apply": {test: isolateApply},
+		stateRPCs + "Apply":         {test: isolateApply},
+		stateRPCs + "ApplyTogether": {test: isolateApply},
 		stateRPCs + "Read": {
 			body:    `{"reads":[{"ref":{"type":"note","name":"c1"},"queries":[{"collection":"items"}]}]}`,
 			outside: isOwn, inside: isOwn,
@@ -100,7 +103,8 @@ func isolateTypes(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
 	}
 }
 
-// isolateApply: a name is everyone's own, and only a service of the tenant says whose it means.
+// isolateApply: a name is everyone's own, and only a service of the tenant says whose it means. Of several changes that happen together
+// the last is the one that counts.
 func isolateApply(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
 	t.Helper()
 	ada, eve, service, other := b.key(t, "ada"), b.key(t, "eve"), b.key(t, ""), b.tenant(t)
@@ -111,6 +115,12 @@ func isolateApply(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
 		tenants = `{"ref":{"type":"note","name":"c1","owner":""},"operations":[{"setState":{"text":"mine"}}]}`
 		denied  = "permission_denied ROLE_REQUIRED"
 	)
+	asked := func(body string) string {
+		if m.Name() == "ApplyTogether" {
+			return `{"changes":[{"ref":{"type":"note","name":"beside"},"operations":[{"increment":{"path":"n"}}]},` + body + `]}`
+		}
+		return body
+	}
 	fillState(t, b, ada)
 	read := func(header string) string {
 		return b.call(t, registered()[stateRPCs+"Read"], `{"reads":[{"ref":{"type":"note","name":"c1"},"queries":[{"collection":"items"}]}]}`, header).body
@@ -130,7 +140,7 @@ func isolateApply(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
 		"another tenant's service, of a user of that name": {[]string{other.key(t, "")}, adas, "ok "},
 		"another tenant's service for that user":           {[]string{other.key(t, ""), forAda}, own, "ok "},
 	} {
-		got := b.call(t, m, tt.body, tt.headers...)
+		got := b.call(t, m, asked(tt.body), tt.headers...)
 		if got.code+" "+got.reason != tt.want || strings.Contains(got.body, secret) {
 			t.Errorf("%s is answered with %+v, want %s", name, got, tt.want)
 		}
@@ -144,7 +154,7 @@ func isolateApply(t *testing.T, b *bundle, m protoreflect.MethodDescriptor) {
 		}
 	}
 	for name, headers := range map[string][]string{"she": {ada}, "a service": {service}, "a service for her": {service, forAda}} {
-		if got := b.call(t, m, adas, headers...); got.code != "ok" {
+		if got := b.call(t, m, asked(adas), headers...); got.code != "ok" {
 			t.Errorf("%s is answered with %+v", name, got)
 		}
 	}

@@ -199,6 +199,12 @@ func New(o Options) (*Server, error) {
 		refuse(refusals, w, r, t.fail(r.Context(), methodUnknown(callFrom(r.Context()), http.StatusNotFound, r)))
 	}))
 	mux.Handle("/", unknown)
+	onlyRead := func(allow string) http.Handler {
+		return t.wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Allow", allow)
+			refuse(refusals, w, r, t.fail(r.Context(), methodUnknown(callFrom(r.Context()), http.StatusMethodNotAllowed, r)))
+		}))
+	}
 	// Intake has refused what is over a limit. Connect keeps to the limits too, should intake miss something. lenientMark has a byte.
 	limited := append(slices.Clone(options), connect.WithConditionalHandlerOptions(func(s connect.Spec) []connect.HandlerOption {
 		return []connect.HandlerOption{connect.WithReadMaxBytes(int(in.rpcs[s.Procedure].limit) + 1)}
@@ -209,7 +215,7 @@ func New(o Options) (*Server, error) {
 		call := &edge{telemetry: t, enter: o.Auth.entrance(t, passive, admitted), intake: in, refusals: refusals, next: h}
 		mux.Handle(path, call)
 		if service.Name == watchv1connect.WatchServiceName {
-			mux.Handle(eventsPath, events{call, unknown, texts, refusals})
+			mux.Handle(eventsPath, events{call, unknown, onlyRead(http.MethodGet), texts, refusals})
 		}
 	}
 	for _, r := range o.Routes {
@@ -230,9 +236,11 @@ func New(o Options) (*Server, error) {
 	}
 	for _, path := range []string{"/health/live", "/healthz"} { // Cloud Run keeps paths that end in z to itself
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
+		mux.Handle(path, onlyRead("GET, HEAD"))
 	}
 	for _, path := range []string{"/health/ready", "/readyz"} {
 		mux.HandleFunc("GET "+path, s.readyz)
+		mux.Handle(path, onlyRead("GET, HEAD"))
 	}
 	s.handler = mux
 	if len(o.Origins) > 0 {
@@ -426,6 +434,10 @@ func checkOpenStream(r *http.Request) error {
 
 func (o *openStreams) bound(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodPost {
+			w.Header().Set("Allow", http.MethodPost)
+			callFrom(r.Context()).status = http.StatusMethodNotAllowed
+		}
 		if err := checkOpenStream(r); err != nil {
 			refuse(o.refusals, w, r, o.fail(r.Context(), err))
 			return

@@ -771,3 +771,32 @@ func TestTraceIDs(t *testing.T) {
 		}
 	}
 }
+
+// A path that is there refuses other methods with 405, and says in Allow which it takes; one that is not there is 404 by every method.
+func TestAPathThatIsThereSaysHowItIsCalled(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for path, allow := range map[string]string{
+		"/v1/state/chat/c/events": "GET",
+		"/healthz":                "GET, HEAD", "/readyz": "GET, HEAD", "/health/live": "GET, HEAD", "/health/ready": "GET, HEAD",
+		conversations + "GetConversation":    "GET, POST",
+		conversations + "CreateConversation": "POST",
+		watchRPC:                             "POST",
+		"/grpc.health.v1.Health/Check":       "POST",
+		"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": "POST",
+		"/nowhere": "", "/v1/state/chat/c": "", "/v1/state/chat/c/events/x": "", "/healthz/x": "", conversations + "Nothing": "",
+	} {
+		for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions} {
+			if slices.Contains(strings.Split(allow, ", "), method) {
+				continue
+			}
+			want := http.StatusMethodNotAllowed
+			if allow == "" {
+				want = http.StatusNotFound
+			}
+			if got := b.do(t, method, path, "", "Authorization: Bearer "+b.token); got.status != want || got.header.Get("Allow") != allow {
+				t.Errorf("%s %s is answered with %d, Allow: %q; want %d, %q", method, path, got.status, got.header.Get("Allow"), want, allow)
+			}
+		}
+	}
+}

@@ -16,6 +16,10 @@ import (
 // commit runs a batch of one tenant's objects and answers its changes. What the cache knows takes the fast path, in one
 // round trip; the rest, and what the fast path could not settle, takes the slow path, in two.
 func (rt *Runtime) commit(batch []*work) {
+	if batch[0].group() != nil {
+		rt.commitGroups(batch)
+		return
+	}
 	var fast, sure []*work
 	for _, w := range batch {
 		if rt.prepare(w) {
@@ -65,6 +69,10 @@ func (rt *Runtime) commitFast(works []*work) (rest []*work) {
 			rest = append(rest, w)
 		}
 	}
+	grouped := works[0].group() != nil
+	if grouped {
+		settled, rest = keepWhole(settled, rest)
+	}
 	if len(settled) == 0 {
 		return rest
 	}
@@ -92,17 +100,16 @@ func (rt *Runtime) commitFast(works []*work) (rest []*work) {
 			w.doubt()
 		}
 	}
-	if errors.Is(err, db.ErrContention) {
+	if errors.Is(err, db.ErrContention) && !grouped {
 		rt.divide(settled)
 		return rest
 	}
 	return append(rest, settled...)
 }
 
-// commitSure loads and locks in a first round trip and stores in a second. Where a commit's outcome is unknown it
-// looks. Where this process was frozen in between it does both again. A batch that fails otherwise is tried again object by object, and an object change by change, so that a
-// poisoned change fails alone.
-func (rt *Runtime) commitSure(works []*work) {
+// attempt loads and locks in a first round trip, stores in a second, and answers the changes. Where a commit's outcome is unknown it
+// looks. Where this process was frozen in between it does both again. Where it returns an error, nothing is answered.
+func (rt *Runtime) attempt(works []*work) error {
 	err := rt.tryCommit(works)
 	for range 2 {
 		if errors.Is(err, db.ErrOutcomeUnknown) {
@@ -118,6 +125,15 @@ func (rt *Runtime) commitSure(works []*work) {
 	}
 	if err == nil {
 		rt.finish(works)
+	}
+	return err
+}
+
+// commitSure takes the slow path. A batch that fails is tried again object by object, and an object change by change, so that a
+// poisoned change fails alone.
+func (rt *Runtime) commitSure(works []*work) {
+	err := rt.attempt(works)
+	if err == nil {
 		return
 	}
 	if errors.Is(err, errAsleep) {
@@ -154,13 +170,26 @@ func (rt *Runtime) commitSure(works []*work) {
 			}
 			return
 		}
-		if errors.Is(err, db.ErrForbidden) || errors.Is(err, db.ErrFenced) && (works[0].base == nil || len(works[0].kind.owned) > 0) {
-			// A row that the caller may not see is in the way: the object's, or an owned entry's.
-			if err = ErrNotFound; works[0].base == nil {
-				err = ErrExists
-			}
-		}
+		err = inTheWay(works, err)
 	}
+	rt.fail(works, err)
+}
+
+// inTheWay translates what the database says where a row is in the way that the caller may not see: an object's, or an owned entry's.
+func inTheWay(works []*work, err error) error {
+	created := slices.ContainsFunc(works, func(w *work) bool { return w.base == nil })
+	owned := slices.ContainsFunc(works, func(w *work) bool { return len(w.kind.owned) > 0 })
+	switch {
+	case !errors.Is(err, db.ErrForbidden) && !(errors.Is(err, db.ErrFenced) && (created || owned)):
+		return err
+	case created:
+		return ErrExists
+	}
+	return ErrNotFound
+}
+
+// fail answers all changes with an error.
+func (rt *Runtime) fail(works []*work, err error) {
 	if rt.life.Err() != nil {
 		err = ErrClosed
 	}
@@ -262,6 +291,9 @@ func (rt *Runtime) tryCommit(works []*work) error {
 			}
 		}
 		pending = again
+	}
+	if works[0].group() != nil {
+		refuseGroups(works)
 	}
 	var stored []*work
 	for _, w := range works {

@@ -20,6 +20,10 @@
 // it is, the more share one commit. A process never has two transactions in flight on one object, so a change that
 // waits holds no connection.
 //
+// Changes of several objects that happen together (atomic.go) enter their mailboxes under one lock. Each waits at the head of its mailbox
+// until all of them are at the heads of theirs; then they go as one batch, with other such groups and with no single change:
+// on the fast path if the cache has all of their objects. A batch stores the whole of a group or nothing of it.
+//
 // # Closures
 //
 // A change is a closure over a scratch copy of the state. It is pure, so it may run again: on the slow path after the

@@ -412,13 +412,11 @@ func (k *Kind[S]) update(ctx context.Context, id ID, fn func(*Tx[S]) error, opts
 	if err != nil {
 		return nil, err
 	}
-	c := &change{ctx: ctx, caller: caller, done: make(chan struct{}), run: func(t *txn) error { return fn(&Tx[S]{t}) }}
+	c := &change{done: make(chan struct{}), run: func(t *txn) error { return fn(&Tx[S]{t}) }}
 	for _, opt := range opts {
 		opt(&c.opts)
 	}
-	if c.opts.requestID != "" {
-		c.opts.hash = sha256.Sum256(append(c.opts.hash[:], caller.User...))
-	}
+	c.askedBy(ctx, caller)
 	err = k.rt.submit(ctx, k.kind, id, c)
 	if err == nil && c.opts.replayed != nil {
 		*c.opts.replayed = c.stored != nil
@@ -458,9 +456,15 @@ func Do[R, S proto.Message](
 	if err != nil {
 		return none, err
 	}
+	return replyOf(c, reply)
+}
+
+// replyOf is the reply to a change: that of the first time, where its request was known.
+func replyOf[R proto.Message](c *change, reply R) (R, error) {
 	if c.stored == nil {
 		return reply, nil
 	}
+	var none R
 	reply = none.ProtoReflect().Type().New().Interface().(R) //nolint:forcetypeassert // of R's own type
 	if err := proto.Unmarshal(c.stored, reply); err != nil {
 		return none, fmt.Errorf("object: stored reply cannot be read: %w", err)

@@ -225,6 +225,9 @@ type lane struct {
 	// the lane's other objects wait for none of them.
 	stuck    []*mailbox
 	stuckOne bool // is in flight
+	// groups are complete: each change of theirs is the next of its mailbox. grouped: the last batch was of groups.
+	groups  []*group
+	grouped bool
 }
 
 // mailbox holds the changes that wait for one object. While busy, a batch has the object.
@@ -234,7 +237,7 @@ type mailbox struct {
 	lane  *lane
 	queue []*change
 	ready bool // in a list of its lane
-	busy  bool
+	busy  bool // also while the next change waits for the others of its group
 }
 
 // submit puts a change in its object's mailbox and waits for what comes of it.
@@ -280,18 +283,33 @@ func (rt *Runtime) withdraw(key key, c *change) {
 func (rt *Runtime) enqueue(key key, k *kind, c *change) error {
 	rt.mu.Lock()
 	defer rt.mu.Unlock()
-	if rt.closed {
-		return ErrClosed
+	if err := rt.full(key, 1); err != nil {
+		return err
 	}
+	rt.add(key, k, c)
+	rt.start()
+	return nil
+}
+
+// full returns why the object's mailbox takes no more, where so many changes come in at once. The caller holds mu, as that of add and start.
+func (rt *Runtime) full(key key, changes int) error {
 	l, b := rt.lanes[key.Tenant], rt.boxes[key]
 	switch {
+	case rt.closed:
+		return ErrClosed
 	case b != nil && len(b.queue) >= rt.limits.PerObject:
 		return rt.overloaded("object")
-	case l != nil && l.waiting >= rt.limits.PerTenant:
+	case l != nil && l.waiting+changes > rt.limits.PerTenant:
 		return rt.overloaded("tenant")
-	case rt.waiting >= rt.limits.PerServer:
+	case rt.waiting+changes > rt.limits.PerServer:
 		return rt.overloaded("server")
 	}
+	return nil
+}
+
+// add puts a change in its object's mailbox.
+func (rt *Runtime) add(key key, k *kind, c *change) *mailbox {
+	l, b := rt.lanes[key.Tenant], rt.boxes[key]
 	if l == nil {
 		l = &lane{tenant: key.Tenant}
 		rt.lanes[key.Tenant] = l
@@ -309,12 +327,16 @@ func (rt *Runtime) enqueue(key key, k *kind, c *change) error {
 		l.ready = append(l.ready, b)
 		rt.offer(l)
 	}
+	return b
+}
+
+// start starts a worker where there is work for one.
+func (rt *Runtime) start() {
 	if rt.running < rt.maxRunning() && len(rt.turn) > 0 {
 		rt.running++
 		rt.workers.Add(1)
 		go rt.write()
 	}
-	return nil
 }
 
 // overloaded is the refusal of what is over a bound. What it names is full.
@@ -336,7 +358,7 @@ func (rt *Runtime) maxRunning() int { return max(1, rt.db.MaxConns()*3/4) }
 
 // offer queues the lane for a worker, if it has something to do and room to do it.
 func (rt *Runtime) offer(l *lane) {
-	if !l.queued && (len(l.ready) > 0 && l.inFlight < lanesInFlight || len(l.stuck) > 0 && !l.stuckOne) {
+	if !l.queued && (len(l.ready)+len(l.groups) > 0 && l.inFlight < lanesInFlight || len(l.stuck) > 0 && !l.stuckOne) {
 		l.queued = true
 		rt.turn = append(rt.turn, l)
 	}
@@ -372,13 +394,19 @@ func (rt *Runtime) take() []*work {
 	n, from, most, stuck := 0, &l.ready, maxBatch, len(l.stuck) > 0 && !l.stuckOne
 	if stuck {
 		from, most = &l.stuck, 1
+	} else if batch = l.takeGroups(rt.limits.BatchBytes); batch != nil {
+		left, most = left-len(batch), 0
 	}
 	for ; n < len(*from) && len(batch) < most && left > 0; n++ {
 		b := (*from)[n]
 		b.ready = false
-		k := min(len(b.queue), left)
-		if k == 0 { // all were withdrawn
+		k := ahead(b.queue, left)
+		switch {
+		case len(b.queue) == 0: // all were withdrawn
 			delete(rt.boxes, b.key)
+			continue
+		case k == 0:
+			l.arrive(b)
 			continue
 		}
 		left -= k

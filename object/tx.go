@@ -2,6 +2,7 @@ package object
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"runtime/debug"
 	"slices"
@@ -32,10 +33,20 @@ type change struct {
 	notBefore time.Time
 	// unmetered: no quota refuses it, because nobody asked for it who could do without.
 	unmetered bool
+	// group is that of the changes without which it does not happen; nil: it happens alone.
+	group *group
 
 	err    error
 	after  *record
 	stored []byte // the reply of the first time, where the request was known
+}
+
+// askedBy sets who asks for the change, once its options are set.
+func (c *change) askedBy(ctx context.Context, caller identity.Identity) {
+	c.ctx, c.caller = ctx, caller
+	if c.opts.requestID != "" {
+		c.opts.hash = sha256.Sum256(append(c.opts.hash[:], caller.User...))
+	}
 }
 
 // txn is a run of one change's closure.

@@ -21,8 +21,8 @@ func TestTheExamplesOfTheDocs(t *testing.T) {
 		t.Fatal(err)
 	}
 	user, service := handlertest.Client(t, b.Bundle, ada, nil), handlertest.Client(t, b.Bundle, nobody, nil)
-	examples := regexp.MustCompile(`(?m)^(apply|read|take|declare_type|events) '(.*)'\n# (.*)$`).FindAllStringSubmatch(string(text), -1)
-	if len(examples) < 24 {
+	examples := regexp.MustCompile(`(?m)^(apply|together|read|take|declare_type|events) '(.*)'\n# (.*)$`).FindAllStringSubmatch(string(text), -1)
+	if len(examples) < 26 {
 		t.Fatalf("only %d examples were found", len(examples))
 	}
 	for _, e := range examples {
@@ -33,7 +33,7 @@ func TestTheExamplesOfTheDocs(t *testing.T) {
 			continue
 		}
 		url := b.url + "/" + statev1connect.StateServiceName + "/" +
-			map[string]string{"apply": "Apply", "read": "Read", "take": "TakeTimers", "declare_type": "PutType"}[e[1]]
+			map[string]string{"apply": "Apply", "together": "ApplyTogether", "read": "Read", "take": "TakeTimers", "declare_type": "PutType"}[e[1]]
 		c := user
 		if e[1] == "declare_type" {
 			c = service

@@ -101,7 +101,7 @@ func (c *change) apply(ops []*statev1.Operation) (results []*statev1.Result, err
 			err = c.finishTimer(o.FinishTimer, r)
 		}
 		if err != nil {
-			return nil, at(i, err)
+			return nil, within("operations", i, err)
 		}
 		results = append(results, r)
 	}
@@ -115,18 +115,18 @@ func (c *change) apply(ops []*statev1.Operation) (results []*statev1.Result, err
 	return results, nil
 }
 
-// at names the operation that is refused.
-func at(i int, err error) error {
+// within says in which element of a list of the request something is refused.
+func within(list string, i int, err error) error {
 	p, ok := err.(*problem.Error) //nolint:errorlint // made here
 	if !ok {
 		return err
 	}
 	if v, ok := p.Detail.(*errorv1.Violations); ok {
 		for _, f := range v.GetFields() {
-			f.Field = strings.TrimSuffix(fmt.Sprintf("operations[%d].%s", i, f.GetField()), ".")
+			f.Field = strings.TrimSuffix(fmt.Sprintf("%s[%d].%s", list, i, f.GetField()), ".")
 		}
 	}
-	p.Message = fmt.Sprintf("operations[%d]: %s", i, p.Message)
+	p.Message = fmt.Sprintf("%s[%d]: %s", list, i, p.Message)
 	return p
 }
 
@@ -470,7 +470,7 @@ func (c *change) delete(op *statev1.DeleteEntries, r *statev1.Result) error {
 		if op.GetReturnDeleted() {
 			e := shown(op.GetCollection(), f.key, f.entry)
 			if !c.room.Fits(sizeOf(f.key, f.entry)) {
-				return problem.SizeExceeded("bytes", 0, object.AnswerBytes, "what is to be returned has more than 2 MiB; delete fewer at a time")
+				return problem.SizeExceeded("bytes", 0, object.AnswerBytes, "what is to be returned has more than 2 MiB, or more than this change's share of them; delete fewer at a time")
 			}
 			r.Deleted = append(r.Deleted, e)
 		}

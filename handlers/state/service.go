@@ -126,20 +126,28 @@ func successor(text string) string {
 	}
 }
 
-// Apply implements StateService.
-func (m *Manager) Apply(ctx context.Context, req *statev1.ApplyRequest) (*statev1.ApplyResponse, error) {
+// applying is the change that an ApplyRequest asks for: of which object, how, and with what preconditions.
+type applying struct {
+	address
+
+	fn   func(tx *object.Tx[state]) (*statev1.ApplyResponse, error)
+	opts []object.UpdateOption
+}
+
+// applying prepares a change. room is for what it returns of what it deletes.
+func (m *Manager) applying(ctx context.Context, req *statev1.ApplyRequest, room object.Room) (applying, error) {
 	of, as, err := m.resolveChanged(ctx, req.GetRef())
 	if err != nil {
-		return nil, err
+		return applying{}, err
 	}
 	if req.GetTtl() != nil && req.GetKeepForever() {
-		return nil, problem.InvalidArgument("ttl", "is set, and keep_forever too")
+		return applying{}, problem.InvalidArgument("ttl", "is set, and keep_forever too")
 	}
 	opts := []object.UpdateOption{object.OwnedBy(of.owner)}
 	if !req.GetMustExist() {
 		opts = append(opts, object.Upsert())
 	}
-	res, err := object.Do(ctx, m.kind, of.id(), req, func(tx *object.Tx[state]) (*statev1.ApplyResponse, error) {
+	return applying{of, func(tx *object.Tx[state]) (*statev1.ApplyResponse, error) {
 		s, was, existed := tx.State(), proto.CloneOf(tx.State()), tx.Exists()
 		s.Type, s.Name, s.Owner = of.kind, of.name, string(of.owner)
 		if err := mergeLabels(s, req.GetLabels()); err != nil {
@@ -150,7 +158,7 @@ func (m *Manager) Apply(ctx context.Context, req *statev1.ApplyRequest) (*statev
 		} else if !existed {
 			s.Ttl = as.GetTtl()
 		}
-		c := &change{state: s, as: as, entries: txEntries{tx}, now: tx.Now(), version: int64(tx.Version()) + 1}
+		c := &change{state: s, as: as, entries: txEntries{tx}, now: tx.Now(), version: int64(tx.Version()) + 1, room: room}
 		results, err := c.apply(req.GetOperations())
 		if err != nil {
 			return nil, err
@@ -168,8 +176,67 @@ func (m *Manager) Apply(ctx context.Context, req *statev1.ApplyRequest) (*statev
 			tx.Unchanged()
 		}
 		return &statev1.ApplyResponse{Version: int64(tx.Info().Version), Created: !existed, Results: results}, nil
-	}, opts...)
-	return res, of.named(err)
+	}, opts}, nil
+}
+
+// Apply implements StateService.
+func (m *Manager) Apply(ctx context.Context, req *statev1.ApplyRequest) (*statev1.ApplyResponse, error) {
+	c, err := m.applying(ctx, req, object.Room{})
+	if err != nil {
+		return nil, err
+	}
+	res, err := object.Do(ctx, m.kind, c.id(), req, c.fn, c.opts...)
+	return res, c.named(err)
+}
+
+// ApplyTogether implements StateService.
+func (m *Manager) ApplyTogether(ctx context.Context, req *statev1.ApplyTogetherRequest) (*statev1.ApplyTogetherResponse, error) {
+	room := object.Room{Bytes: object.AnswerBytes / len(req.GetChanges())}
+	room.Fits(0) // no first entry that fits whatever its size: there are others
+	together := m.rt.Atomic(req)
+	var all []applying
+	var replies []**statev1.ApplyResponse
+	for i, change := range req.GetChanges() {
+		if change.GetRequestId() != "" {
+			return nil, problem.InvalidArgument(fmt.Sprintf("changes[%d].request_id", i), "is set, and there is one request_id for all changes")
+		}
+		c, err := m.applying(ctx, change, room)
+		if err != nil {
+			return nil, ofChange(i, err)
+		}
+		if j := slices.IndexFunc(all, func(other applying) bool { return other.address == c.address }); j >= 0 {
+			return nil, problem.InvalidArgument(fmt.Sprintf("changes[%d].ref", i), fmt.Sprintf("is that of changes[%d] too; put all operations on an object into one change", j))
+		}
+		if change.IfVersion != nil { //nolint:protogetter // unset is no condition
+			c.opts = append(c.opts, object.IfVersion(object.Version(change.GetIfVersion())))
+		}
+		all, replies = append(all, c), append(replies, object.DoIn(together, m.kind, c.id(), c.fn, c.opts...))
+	}
+	err := together.Run(ctx)
+	if refused, ok := errors.AsType[*object.ChangeError](err); ok {
+		return nil, ofChange(refused.Index, all[refused.Index].named(refused.Err))
+	}
+	if err != nil {
+		return nil, err
+	}
+	res := &statev1.ApplyTogetherResponse{}
+	for _, reply := range replies {
+		res.Changes = append(res.Changes, *reply)
+	}
+	return res, nil
+}
+
+// ofChange names the change that is refused.
+func ofChange(i int, err error) error {
+	if errors.Is(err, object.ErrNotFound) {
+		err = problem.NotFound("there is no such object, or it is not yours")
+	}
+	if p, ok := errors.AsType[*problem.Error](err); ok {
+		if e, ok := p.Detail.(*errorv1.Expectation); ok {
+			e.Change = int32(i) //nolint:gosec // small
+		}
+	}
+	return within("changes", i, err)
 }
 
 const defaultLimit = 50

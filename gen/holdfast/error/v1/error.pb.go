@@ -972,7 +972,9 @@ type Expectation struct {
 	// The path in the state, or collection and key.
 	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	// What is there, in JSON; empty: nothing, or nothing that is JSON and short.
-	ActualJson    string `protobuf:"bytes,3,opt,name=actual_json,json=actualJson,proto3" json:"actual_json,omitempty"`
+	ActualJson string `protobuf:"bytes,3,opt,name=actual_json,json=actualJson,proto3" json:"actual_json,omitempty"`
+	// The change's place in an ApplyTogether, from 0.
+	Change        int32 `protobuf:"varint,4,opt,name=change,proto3" json:"change,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1026,6 +1028,13 @@ func (x *Expectation) GetActualJson() string {
 		return x.ActualJson
 	}
 	return ""
+}
+
+func (x *Expectation) GetChange() int32 {
+	if x != nil {
+		return x.Change
+	}
+	return 0
 }
 
 // Rule is what is the same for all errors of a reason.
@@ -1157,12 +1166,13 @@ const file_holdfast_error_v1_error_proto_rawDesc = "" +
 	"\aallowed\x18\x03 \x03(\tR\aallowed\"W\n" +
 	"\aHistory\x12%\n" +
 	"\x0eoldest_version\x18\x01 \x01(\x03R\roldestVersion\x12%\n" +
-	"\x0enewest_version\x18\x02 \x01(\x03R\rnewestVersion\"`\n" +
+	"\x0enewest_version\x18\x02 \x01(\x03R\rnewestVersion\"x\n" +
 	"\vExpectation\x12\x1c\n" +
 	"\toperation\x18\x01 \x01(\x05R\toperation\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x1f\n" +
 	"\vactual_json\x18\x03 \x01(\tR\n" +
-	"actualJson\"J\n" +
+	"actualJson\x12\x16\n" +
+	"\x06change\x18\x04 \x01(\x05R\x06change\"J\n" +
 	"\x04Rule\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code\x12.\n" +
 	"\x05retry\x18\x02 \x01(\x0e2\x18.holdfast.error.v1.RetryR\x05retry*t\n" +

@@ -796,6 +796,107 @@ func (x *ApplyResponse) GetResults() []*Result {
 	return nil
 }
 
+// ApplyTogetherRequest asks for changes of several objects.
+type ApplyTogetherRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// See StateService.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// 1 to 8 changes of different objects. Each as for Apply, but without a request_id of its own.
+	Changes       []*ApplyRequest `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyTogetherRequest) Reset() {
+	*x = ApplyTogetherRequest{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyTogetherRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyTogetherRequest) ProtoMessage() {}
+
+func (x *ApplyTogetherRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyTogetherRequest.ProtoReflect.Descriptor instead.
+func (*ApplyTogetherRequest) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ApplyTogetherRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ApplyTogetherRequest) GetChanges() []*ApplyRequest {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+// ApplyTogetherResponse says what the changes came to.
+type ApplyTogetherResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each change.
+	Changes       []*ApplyResponse `protobuf:"bytes,1,rep,name=changes,proto3" json:"changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyTogetherResponse) Reset() {
+	*x = ApplyTogetherResponse{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyTogetherResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyTogetherResponse) ProtoMessage() {}
+
+func (x *ApplyTogetherResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyTogetherResponse.ProtoReflect.Descriptor instead.
+func (*ApplyTogetherResponse) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ApplyTogetherResponse) GetChanges() []*ApplyResponse {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
 // Operation is one step of an Apply.
 type Operation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -823,7 +924,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[7]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +936,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[7]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +949,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Operation) GetOperation() isOperation_Operation {
@@ -1085,7 +1186,7 @@ type SetFields struct {
 
 func (x *SetFields) Reset() {
 	*x = SetFields{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[8]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1198,7 @@ func (x *SetFields) String() string {
 func (*SetFields) ProtoMessage() {}
 
 func (x *SetFields) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[8]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1211,7 @@ func (x *SetFields) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFields.ProtoReflect.Descriptor instead.
 func (*SetFields) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SetFields) GetFields() map[string]*structpb.Value {
@@ -1148,7 +1249,7 @@ type Increment struct {
 
 func (x *Increment) Reset() {
 	*x = Increment{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[9]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1261,7 @@ func (x *Increment) String() string {
 func (*Increment) ProtoMessage() {}
 
 func (x *Increment) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[9]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1274,7 @@ func (x *Increment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Increment.ProtoReflect.Descriptor instead.
 func (*Increment) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Increment) GetPath() string {
@@ -1203,7 +1304,7 @@ type Put struct {
 
 func (x *Put) Reset() {
 	*x = Put{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[10]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1215,7 +1316,7 @@ func (x *Put) String() string {
 func (*Put) ProtoMessage() {}
 
 func (x *Put) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[10]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1228,7 +1329,7 @@ func (x *Put) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Put.ProtoReflect.Descriptor instead.
 func (*Put) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{10}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Put) GetEntry() *Entry {
@@ -1274,7 +1375,7 @@ type DeleteEntries struct {
 
 func (x *DeleteEntries) Reset() {
 	*x = DeleteEntries{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[11]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1387,7 @@ func (x *DeleteEntries) String() string {
 func (*DeleteEntries) ProtoMessage() {}
 
 func (x *DeleteEntries) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[11]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,7 +1400,7 @@ func (x *DeleteEntries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEntries.ProtoReflect.Descriptor instead.
 func (*DeleteEntries) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{11}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DeleteEntries) GetCollection() string {
@@ -1393,7 +1494,7 @@ type Expect struct {
 
 func (x *Expect) Reset() {
 	*x = Expect{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[12]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1405,7 +1506,7 @@ func (x *Expect) String() string {
 func (*Expect) ProtoMessage() {}
 
 func (x *Expect) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[12]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1418,7 +1519,7 @@ func (x *Expect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Expect.ProtoReflect.Descriptor instead.
 func (*Expect) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Expect) GetPath() string {
@@ -1576,7 +1677,7 @@ type Last struct {
 
 func (x *Last) Reset() {
 	*x = Last{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +1689,7 @@ func (x *Last) String() string {
 func (*Last) ProtoMessage() {}
 
 func (x *Last) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +1702,7 @@ func (x *Last) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Last.ProtoReflect.Descriptor instead.
 func (*Last) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Last) GetEntries() []*Entry {
@@ -1635,7 +1736,7 @@ type TakeLease struct {
 
 func (x *TakeLease) Reset() {
 	*x = TakeLease{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1647,7 +1748,7 @@ func (x *TakeLease) String() string {
 func (*TakeLease) ProtoMessage() {}
 
 func (x *TakeLease) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1660,7 +1761,7 @@ func (x *TakeLease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeLease.ProtoReflect.Descriptor instead.
 func (*TakeLease) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TakeLease) GetName() string {
@@ -1716,7 +1817,7 @@ type SetTimer struct {
 
 func (x *SetTimer) Reset() {
 	*x = SetTimer{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1728,7 +1829,7 @@ func (x *SetTimer) String() string {
 func (*SetTimer) ProtoMessage() {}
 
 func (x *SetTimer) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1741,7 +1842,7 @@ func (x *SetTimer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimer.ProtoReflect.Descriptor instead.
 func (*SetTimer) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SetTimer) GetName() string {
@@ -1816,7 +1917,7 @@ type FinishTimer struct {
 
 func (x *FinishTimer) Reset() {
 	*x = FinishTimer{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1828,7 +1929,7 @@ func (x *FinishTimer) String() string {
 func (*FinishTimer) ProtoMessage() {}
 
 func (x *FinishTimer) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1841,7 +1942,7 @@ func (x *FinishTimer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishTimer.ProtoReflect.Descriptor instead.
 func (*FinishTimer) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *FinishTimer) GetName() string {
@@ -1930,7 +2031,7 @@ type TimerFailure struct {
 
 func (x *TimerFailure) Reset() {
 	*x = TimerFailure{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1942,7 +2043,7 @@ func (x *TimerFailure) String() string {
 func (*TimerFailure) ProtoMessage() {}
 
 func (x *TimerFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1955,7 +2056,7 @@ func (x *TimerFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimerFailure.ProtoReflect.Descriptor instead.
 func (*TimerFailure) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TimerFailure) GetError() string {
@@ -1997,7 +2098,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2110,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2123,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Result) GetKey() string {
@@ -2092,7 +2193,7 @@ type ReadRequest struct {
 
 func (x *ReadRequest) Reset() {
 	*x = ReadRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +2205,7 @@ func (x *ReadRequest) String() string {
 func (*ReadRequest) ProtoMessage() {}
 
 func (x *ReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +2218,7 @@ func (x *ReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
 func (*ReadRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReadRequest) GetReads() []*ReadOne {
@@ -2144,7 +2245,7 @@ type ReadOne struct {
 
 func (x *ReadOne) Reset() {
 	*x = ReadOne{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2156,7 +2257,7 @@ func (x *ReadOne) String() string {
 func (*ReadOne) ProtoMessage() {}
 
 func (x *ReadOne) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2169,7 +2270,7 @@ func (x *ReadOne) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadOne.ProtoReflect.Descriptor instead.
 func (*ReadOne) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReadOne) GetRef() *Ref {
@@ -2223,7 +2324,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2235,7 +2336,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2248,7 +2349,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Query) GetCollection() string {
@@ -2311,7 +2412,7 @@ type ReadResponse struct {
 
 func (x *ReadResponse) Reset() {
 	*x = ReadResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2323,7 +2424,7 @@ func (x *ReadResponse) String() string {
 func (*ReadResponse) ProtoMessage() {}
 
 func (x *ReadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2336,7 +2437,7 @@ func (x *ReadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadResponse.ProtoReflect.Descriptor instead.
 func (*ReadResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReadResponse) GetObjects() []*Object {
@@ -2363,7 +2464,7 @@ type StateFilter struct {
 
 func (x *StateFilter) Reset() {
 	*x = StateFilter{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2375,7 +2476,7 @@ func (x *StateFilter) String() string {
 func (*StateFilter) ProtoMessage() {}
 
 func (x *StateFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2388,7 +2489,7 @@ func (x *StateFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateFilter.ProtoReflect.Descriptor instead.
 func (*StateFilter) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StateFilter) GetType() string {
@@ -2438,7 +2539,7 @@ type ListStatesRequest struct {
 
 func (x *ListStatesRequest) Reset() {
 	*x = ListStatesRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2450,7 +2551,7 @@ func (x *ListStatesRequest) String() string {
 func (*ListStatesRequest) ProtoMessage() {}
 
 func (x *ListStatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2463,7 +2564,7 @@ func (x *ListStatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStatesRequest.ProtoReflect.Descriptor instead.
 func (*ListStatesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListStatesRequest) GetPageSize() int32 {
@@ -2514,7 +2615,7 @@ type ListStatesResponse struct {
 
 func (x *ListStatesResponse) Reset() {
 	*x = ListStatesResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2627,7 @@ func (x *ListStatesResponse) String() string {
 func (*ListStatesResponse) ProtoMessage() {}
 
 func (x *ListStatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2640,7 @@ func (x *ListStatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStatesResponse.ProtoReflect.Descriptor instead.
 func (*ListStatesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListStatesResponse) GetNextPageToken() string {
@@ -2571,7 +2672,7 @@ type DeleteStateRequest struct {
 
 func (x *DeleteStateRequest) Reset() {
 	*x = DeleteStateRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +2684,7 @@ func (x *DeleteStateRequest) String() string {
 func (*DeleteStateRequest) ProtoMessage() {}
 
 func (x *DeleteStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +2697,7 @@ func (x *DeleteStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteStateRequest.ProtoReflect.Descriptor instead.
 func (*DeleteStateRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeleteStateRequest) GetRequestId() string {
@@ -2633,7 +2734,7 @@ type DeleteStateResponse struct {
 
 func (x *DeleteStateResponse) Reset() {
 	*x = DeleteStateResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2645,7 +2746,7 @@ func (x *DeleteStateResponse) String() string {
 func (*DeleteStateResponse) ProtoMessage() {}
 
 func (x *DeleteStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2658,7 +2759,7 @@ func (x *DeleteStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteStateResponse.ProtoReflect.Descriptor instead.
 func (*DeleteStateResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DeleteStateResponse) GetExisted() bool {
@@ -2698,7 +2799,7 @@ type ForkStateRequest struct {
 
 func (x *ForkStateRequest) Reset() {
 	*x = ForkStateRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2710,7 +2811,7 @@ func (x *ForkStateRequest) String() string {
 func (*ForkStateRequest) ProtoMessage() {}
 
 func (x *ForkStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2723,7 +2824,7 @@ func (x *ForkStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkStateRequest.ProtoReflect.Descriptor instead.
 func (*ForkStateRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{28}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ForkStateRequest) GetRequestId() string {
@@ -2788,7 +2889,7 @@ type EntryRef struct {
 
 func (x *EntryRef) Reset() {
 	*x = EntryRef{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2800,7 +2901,7 @@ func (x *EntryRef) String() string {
 func (*EntryRef) ProtoMessage() {}
 
 func (x *EntryRef) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2813,7 +2914,7 @@ func (x *EntryRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryRef.ProtoReflect.Descriptor instead.
 func (*EntryRef) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{29}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *EntryRef) GetCollection() string {
@@ -2841,7 +2942,7 @@ type ForkStateResponse struct {
 
 func (x *ForkStateResponse) Reset() {
 	*x = ForkStateResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[30]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2853,7 +2954,7 @@ func (x *ForkStateResponse) String() string {
 func (*ForkStateResponse) ProtoMessage() {}
 
 func (x *ForkStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[30]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2866,7 +2967,7 @@ func (x *ForkStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkStateResponse.ProtoReflect.Descriptor instead.
 func (*ForkStateResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{30}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ForkStateResponse) GetObject() *Object {
@@ -2895,7 +2996,7 @@ type TakeTimersRequest struct {
 
 func (x *TakeTimersRequest) Reset() {
 	*x = TakeTimersRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[31]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2907,7 +3008,7 @@ func (x *TakeTimersRequest) String() string {
 func (*TakeTimersRequest) ProtoMessage() {}
 
 func (x *TakeTimersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[31]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2920,7 +3021,7 @@ func (x *TakeTimersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeTimersRequest.ProtoReflect.Descriptor instead.
 func (*TakeTimersRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{31}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *TakeTimersRequest) GetType() string {
@@ -2969,7 +3070,7 @@ type TakeTimersResponse struct {
 
 func (x *TakeTimersResponse) Reset() {
 	*x = TakeTimersResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[32]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2981,7 +3082,7 @@ func (x *TakeTimersResponse) String() string {
 func (*TakeTimersResponse) ProtoMessage() {}
 
 func (x *TakeTimersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[32]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2994,7 +3095,7 @@ func (x *TakeTimersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeTimersResponse.ProtoReflect.Descriptor instead.
 func (*TakeTimersResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{32}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *TakeTimersResponse) GetTimers() []*TakenTimer {
@@ -3019,7 +3120,7 @@ type TakenTimer struct {
 
 func (x *TakenTimer) Reset() {
 	*x = TakenTimer{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[33]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3031,7 +3132,7 @@ func (x *TakenTimer) String() string {
 func (*TakenTimer) ProtoMessage() {}
 
 func (x *TakenTimer) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[33]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3044,7 +3145,7 @@ func (x *TakenTimer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakenTimer.ProtoReflect.Descriptor instead.
 func (*TakenTimer) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{33}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *TakenTimer) GetRef() *Ref {
@@ -3098,7 +3199,7 @@ type Type struct {
 
 func (x *Type) Reset() {
 	*x = Type{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[34]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3110,7 +3211,7 @@ func (x *Type) String() string {
 func (*Type) ProtoMessage() {}
 
 func (x *Type) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[34]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3123,7 +3224,7 @@ func (x *Type) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Type.ProtoReflect.Descriptor instead.
 func (*Type) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{34}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Type) GetType() string {
@@ -3211,7 +3312,7 @@ type PutTypeRequest struct {
 
 func (x *PutTypeRequest) Reset() {
 	*x = PutTypeRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[35]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3223,7 +3324,7 @@ func (x *PutTypeRequest) String() string {
 func (*PutTypeRequest) ProtoMessage() {}
 
 func (x *PutTypeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[35]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3236,7 +3337,7 @@ func (x *PutTypeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTypeRequest.ProtoReflect.Descriptor instead.
 func (*PutTypeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{35}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PutTypeRequest) GetRequestId() string {
@@ -3271,7 +3372,7 @@ type PutTypeResponse struct {
 
 func (x *PutTypeResponse) Reset() {
 	*x = PutTypeResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[36]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3283,7 +3384,7 @@ func (x *PutTypeResponse) String() string {
 func (*PutTypeResponse) ProtoMessage() {}
 
 func (x *PutTypeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[36]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3296,7 +3397,7 @@ func (x *PutTypeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTypeResponse.ProtoReflect.Descriptor instead.
 func (*PutTypeResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{36}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PutTypeResponse) GetType() *Type {
@@ -3319,7 +3420,7 @@ type ListTypesRequest struct {
 
 func (x *ListTypesRequest) Reset() {
 	*x = ListTypesRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[37]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3331,7 +3432,7 @@ func (x *ListTypesRequest) String() string {
 func (*ListTypesRequest) ProtoMessage() {}
 
 func (x *ListTypesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[37]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3344,7 +3445,7 @@ func (x *ListTypesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTypesRequest.ProtoReflect.Descriptor instead.
 func (*ListTypesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{37}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListTypesRequest) GetPageSize() int32 {
@@ -3374,7 +3475,7 @@ type ListTypesResponse struct {
 
 func (x *ListTypesResponse) Reset() {
 	*x = ListTypesResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[38]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3386,7 +3487,7 @@ func (x *ListTypesResponse) String() string {
 func (*ListTypesResponse) ProtoMessage() {}
 
 func (x *ListTypesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[38]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3399,7 +3500,7 @@ func (x *ListTypesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTypesResponse.ProtoReflect.Descriptor instead.
 func (*ListTypesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{38}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListTypesResponse) GetNextPageToken() string {
@@ -3431,7 +3532,7 @@ type DeleteTypeRequest struct {
 
 func (x *DeleteTypeRequest) Reset() {
 	*x = DeleteTypeRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[39]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3443,7 +3544,7 @@ func (x *DeleteTypeRequest) String() string {
 func (*DeleteTypeRequest) ProtoMessage() {}
 
 func (x *DeleteTypeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[39]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3456,7 +3557,7 @@ func (x *DeleteTypeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTypeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTypeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{39}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DeleteTypeRequest) GetRequestId() string {
@@ -3493,7 +3594,7 @@ type DeleteTypeResponse struct {
 
 func (x *DeleteTypeResponse) Reset() {
 	*x = DeleteTypeResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[40]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3505,7 +3606,7 @@ func (x *DeleteTypeResponse) String() string {
 func (*DeleteTypeResponse) ProtoMessage() {}
 
 func (x *DeleteTypeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[40]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3518,7 +3619,7 @@ func (x *DeleteTypeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTypeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTypeResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{40}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DeleteTypeResponse) GetExisted() bool {
@@ -3622,7 +3723,14 @@ const file_holdfast_state_v1_service_proto_rawDesc = "" +
 	"\rApplyResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x03R\aversion\x12\x18\n" +
 	"\acreated\x18\x02 \x01(\bR\acreated\x123\n" +
-	"\aresults\x18\x03 \x03(\v2\x19.holdfast.state.v1.ResultR\aresults\"\xf5\x05\n" +
+	"\aresults\x18\x03 \x03(\v2\x19.holdfast.state.v1.ResultR\aresults\"\x86\x01\n" +
+	"\x14ApplyTogetherRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12E\n" +
+	"\achanges\x18\x02 \x03(\v2\x1f.holdfast.state.v1.ApplyRequestB\n" +
+	"\xbaH\a\x92\x01\x04\b\x01\x10\bR\achanges\"S\n" +
+	"\x15ApplyTogetherResponse\x12:\n" +
+	"\achanges\x18\x01 \x03(\v2 .holdfast.state.v1.ApplyResponseR\achanges\"\xf5\x05\n" +
 	"\tOperation\x126\n" +
 	"\tset_state\x18\x01 \x01(\v2\x17.google.protobuf.StructH\x00R\bsetState\x121\n" +
 	"\x0eset_state_json\x18\x02 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10H\x00R\fsetStateJson\x12=\n" +
@@ -3871,9 +3979,10 @@ const file_holdfast_state_v1_service_proto_rawDesc = "" +
 	"\x15ON_EXISTS_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ON_EXISTS_REPLACE\x10\x01\x12\x12\n" +
 	"\x0eON_EXISTS_KEEP\x10\x02\x12\x12\n" +
-	"\x0eON_EXISTS_FAIL\x10\x032\xaf\x06\n" +
+	"\x0eON_EXISTS_FAIL\x10\x032\x95\a\n" +
 	"\fStateService\x12L\n" +
-	"\x05Apply\x12\x1f.holdfast.state.v1.ApplyRequest\x1a .holdfast.state.v1.ApplyResponse\"\x00\x12L\n" +
+	"\x05Apply\x12\x1f.holdfast.state.v1.ApplyRequest\x1a .holdfast.state.v1.ApplyResponse\"\x00\x12d\n" +
+	"\rApplyTogether\x12'.holdfast.state.v1.ApplyTogetherRequest\x1a(.holdfast.state.v1.ApplyTogetherResponse\"\x00\x12L\n" +
 	"\x04Read\x12\x1e.holdfast.state.v1.ReadRequest\x1a\x1f.holdfast.state.v1.ReadResponse\"\x03\x90\x02\x01\x12^\n" +
 	"\n" +
 	"ListStates\x12$.holdfast.state.v1.ListStatesRequest\x1a%.holdfast.state.v1.ListStatesResponse\"\x03\x90\x02\x01\x12^\n" +
@@ -3900,7 +4009,7 @@ func file_holdfast_state_v1_service_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_state_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_holdfast_state_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_holdfast_state_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_holdfast_state_v1_service_proto_goTypes = []any{
 	(OnExists)(0),                 // 0: holdfast.state.v1.OnExists
 	(*Ref)(nil),                   // 1: holdfast.state.v1.Ref
@@ -3910,154 +4019,160 @@ var file_holdfast_state_v1_service_proto_goTypes = []any{
 	(*Entry)(nil),                 // 5: holdfast.state.v1.Entry
 	(*ApplyRequest)(nil),          // 6: holdfast.state.v1.ApplyRequest
 	(*ApplyResponse)(nil),         // 7: holdfast.state.v1.ApplyResponse
-	(*Operation)(nil),             // 8: holdfast.state.v1.Operation
-	(*SetFields)(nil),             // 9: holdfast.state.v1.SetFields
-	(*Increment)(nil),             // 10: holdfast.state.v1.Increment
-	(*Put)(nil),                   // 11: holdfast.state.v1.Put
-	(*DeleteEntries)(nil),         // 12: holdfast.state.v1.DeleteEntries
-	(*Expect)(nil),                // 13: holdfast.state.v1.Expect
-	(*Last)(nil),                  // 14: holdfast.state.v1.Last
-	(*TakeLease)(nil),             // 15: holdfast.state.v1.TakeLease
-	(*SetTimer)(nil),              // 16: holdfast.state.v1.SetTimer
-	(*FinishTimer)(nil),           // 17: holdfast.state.v1.FinishTimer
-	(*TimerFailure)(nil),          // 18: holdfast.state.v1.TimerFailure
-	(*Result)(nil),                // 19: holdfast.state.v1.Result
-	(*ReadRequest)(nil),           // 20: holdfast.state.v1.ReadRequest
-	(*ReadOne)(nil),               // 21: holdfast.state.v1.ReadOne
-	(*Query)(nil),                 // 22: holdfast.state.v1.Query
-	(*ReadResponse)(nil),          // 23: holdfast.state.v1.ReadResponse
-	(*StateFilter)(nil),           // 24: holdfast.state.v1.StateFilter
-	(*ListStatesRequest)(nil),     // 25: holdfast.state.v1.ListStatesRequest
-	(*ListStatesResponse)(nil),    // 26: holdfast.state.v1.ListStatesResponse
-	(*DeleteStateRequest)(nil),    // 27: holdfast.state.v1.DeleteStateRequest
-	(*DeleteStateResponse)(nil),   // 28: holdfast.state.v1.DeleteStateResponse
-	(*ForkStateRequest)(nil),      // 29: holdfast.state.v1.ForkStateRequest
-	(*EntryRef)(nil),              // 30: holdfast.state.v1.EntryRef
-	(*ForkStateResponse)(nil),     // 31: holdfast.state.v1.ForkStateResponse
-	(*TakeTimersRequest)(nil),     // 32: holdfast.state.v1.TakeTimersRequest
-	(*TakeTimersResponse)(nil),    // 33: holdfast.state.v1.TakeTimersResponse
-	(*TakenTimer)(nil),            // 34: holdfast.state.v1.TakenTimer
-	(*Type)(nil),                  // 35: holdfast.state.v1.Type
-	(*PutTypeRequest)(nil),        // 36: holdfast.state.v1.PutTypeRequest
-	(*PutTypeResponse)(nil),       // 37: holdfast.state.v1.PutTypeResponse
-	(*ListTypesRequest)(nil),      // 38: holdfast.state.v1.ListTypesRequest
-	(*ListTypesResponse)(nil),     // 39: holdfast.state.v1.ListTypesResponse
-	(*DeleteTypeRequest)(nil),     // 40: holdfast.state.v1.DeleteTypeRequest
-	(*DeleteTypeResponse)(nil),    // 41: holdfast.state.v1.DeleteTypeResponse
-	nil,                           // 42: holdfast.state.v1.Object.LabelsEntry
-	nil,                           // 43: holdfast.state.v1.Object.LeasesEntry
-	nil,                           // 44: holdfast.state.v1.Object.TimersEntry
-	nil,                           // 45: holdfast.state.v1.ApplyRequest.LabelsEntry
-	nil,                           // 46: holdfast.state.v1.SetFields.FieldsEntry
-	nil,                           // 47: holdfast.state.v1.SetFields.FieldsJsonEntry
-	nil,                           // 48: holdfast.state.v1.StateFilter.LabelsEntry
-	nil,                           // 49: holdfast.state.v1.ForkStateRequest.LabelsEntry
-	nil,                           // 50: holdfast.state.v1.Type.CollectionSchemasEntry
-	(*timestamppb.Timestamp)(nil), // 51: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 52: google.protobuf.Struct
-	(*v1.Lease)(nil),              // 53: holdfast.type.v1.Lease
-	(*structpb.Value)(nil),        // 54: google.protobuf.Value
-	(*durationpb.Duration)(nil),   // 55: google.protobuf.Duration
+	(*ApplyTogetherRequest)(nil),  // 8: holdfast.state.v1.ApplyTogetherRequest
+	(*ApplyTogetherResponse)(nil), // 9: holdfast.state.v1.ApplyTogetherResponse
+	(*Operation)(nil),             // 10: holdfast.state.v1.Operation
+	(*SetFields)(nil),             // 11: holdfast.state.v1.SetFields
+	(*Increment)(nil),             // 12: holdfast.state.v1.Increment
+	(*Put)(nil),                   // 13: holdfast.state.v1.Put
+	(*DeleteEntries)(nil),         // 14: holdfast.state.v1.DeleteEntries
+	(*Expect)(nil),                // 15: holdfast.state.v1.Expect
+	(*Last)(nil),                  // 16: holdfast.state.v1.Last
+	(*TakeLease)(nil),             // 17: holdfast.state.v1.TakeLease
+	(*SetTimer)(nil),              // 18: holdfast.state.v1.SetTimer
+	(*FinishTimer)(nil),           // 19: holdfast.state.v1.FinishTimer
+	(*TimerFailure)(nil),          // 20: holdfast.state.v1.TimerFailure
+	(*Result)(nil),                // 21: holdfast.state.v1.Result
+	(*ReadRequest)(nil),           // 22: holdfast.state.v1.ReadRequest
+	(*ReadOne)(nil),               // 23: holdfast.state.v1.ReadOne
+	(*Query)(nil),                 // 24: holdfast.state.v1.Query
+	(*ReadResponse)(nil),          // 25: holdfast.state.v1.ReadResponse
+	(*StateFilter)(nil),           // 26: holdfast.state.v1.StateFilter
+	(*ListStatesRequest)(nil),     // 27: holdfast.state.v1.ListStatesRequest
+	(*ListStatesResponse)(nil),    // 28: holdfast.state.v1.ListStatesResponse
+	(*DeleteStateRequest)(nil),    // 29: holdfast.state.v1.DeleteStateRequest
+	(*DeleteStateResponse)(nil),   // 30: holdfast.state.v1.DeleteStateResponse
+	(*ForkStateRequest)(nil),      // 31: holdfast.state.v1.ForkStateRequest
+	(*EntryRef)(nil),              // 32: holdfast.state.v1.EntryRef
+	(*ForkStateResponse)(nil),     // 33: holdfast.state.v1.ForkStateResponse
+	(*TakeTimersRequest)(nil),     // 34: holdfast.state.v1.TakeTimersRequest
+	(*TakeTimersResponse)(nil),    // 35: holdfast.state.v1.TakeTimersResponse
+	(*TakenTimer)(nil),            // 36: holdfast.state.v1.TakenTimer
+	(*Type)(nil),                  // 37: holdfast.state.v1.Type
+	(*PutTypeRequest)(nil),        // 38: holdfast.state.v1.PutTypeRequest
+	(*PutTypeResponse)(nil),       // 39: holdfast.state.v1.PutTypeResponse
+	(*ListTypesRequest)(nil),      // 40: holdfast.state.v1.ListTypesRequest
+	(*ListTypesResponse)(nil),     // 41: holdfast.state.v1.ListTypesResponse
+	(*DeleteTypeRequest)(nil),     // 42: holdfast.state.v1.DeleteTypeRequest
+	(*DeleteTypeResponse)(nil),    // 43: holdfast.state.v1.DeleteTypeResponse
+	nil,                           // 44: holdfast.state.v1.Object.LabelsEntry
+	nil,                           // 45: holdfast.state.v1.Object.LeasesEntry
+	nil,                           // 46: holdfast.state.v1.Object.TimersEntry
+	nil,                           // 47: holdfast.state.v1.ApplyRequest.LabelsEntry
+	nil,                           // 48: holdfast.state.v1.SetFields.FieldsEntry
+	nil,                           // 49: holdfast.state.v1.SetFields.FieldsJsonEntry
+	nil,                           // 50: holdfast.state.v1.StateFilter.LabelsEntry
+	nil,                           // 51: holdfast.state.v1.ForkStateRequest.LabelsEntry
+	nil,                           // 52: holdfast.state.v1.Type.CollectionSchemasEntry
+	(*timestamppb.Timestamp)(nil), // 53: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 54: google.protobuf.Struct
+	(*v1.Lease)(nil),              // 55: holdfast.type.v1.Lease
+	(*structpb.Value)(nil),        // 56: google.protobuf.Value
+	(*durationpb.Duration)(nil),   // 57: google.protobuf.Duration
 }
 var file_holdfast_state_v1_service_proto_depIdxs = []int32{
 	1,  // 0: holdfast.state.v1.Object.ref:type_name -> holdfast.state.v1.Ref
-	51, // 1: holdfast.state.v1.Object.create_time:type_name -> google.protobuf.Timestamp
-	51, // 2: holdfast.state.v1.Object.update_time:type_name -> google.protobuf.Timestamp
-	51, // 3: holdfast.state.v1.Object.expire_time:type_name -> google.protobuf.Timestamp
-	42, // 4: holdfast.state.v1.Object.labels:type_name -> holdfast.state.v1.Object.LabelsEntry
-	52, // 5: holdfast.state.v1.Object.state:type_name -> google.protobuf.Struct
+	53, // 1: holdfast.state.v1.Object.create_time:type_name -> google.protobuf.Timestamp
+	53, // 2: holdfast.state.v1.Object.update_time:type_name -> google.protobuf.Timestamp
+	53, // 3: holdfast.state.v1.Object.expire_time:type_name -> google.protobuf.Timestamp
+	44, // 4: holdfast.state.v1.Object.labels:type_name -> holdfast.state.v1.Object.LabelsEntry
+	54, // 5: holdfast.state.v1.Object.state:type_name -> google.protobuf.Struct
 	4,  // 6: holdfast.state.v1.Object.pages:type_name -> holdfast.state.v1.Page
-	43, // 7: holdfast.state.v1.Object.leases:type_name -> holdfast.state.v1.Object.LeasesEntry
-	44, // 8: holdfast.state.v1.Object.timers:type_name -> holdfast.state.v1.Object.TimersEntry
-	51, // 9: holdfast.state.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
-	51, // 10: holdfast.state.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
-	53, // 11: holdfast.state.v1.Timer.lease:type_name -> holdfast.type.v1.Lease
+	45, // 7: holdfast.state.v1.Object.leases:type_name -> holdfast.state.v1.Object.LeasesEntry
+	46, // 8: holdfast.state.v1.Object.timers:type_name -> holdfast.state.v1.Object.TimersEntry
+	53, // 9: holdfast.state.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
+	53, // 10: holdfast.state.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
+	55, // 11: holdfast.state.v1.Timer.lease:type_name -> holdfast.type.v1.Lease
 	5,  // 12: holdfast.state.v1.Page.entries:type_name -> holdfast.state.v1.Entry
-	54, // 13: holdfast.state.v1.Entry.json:type_name -> google.protobuf.Value
+	56, // 13: holdfast.state.v1.Entry.json:type_name -> google.protobuf.Value
 	1,  // 14: holdfast.state.v1.ApplyRequest.ref:type_name -> holdfast.state.v1.Ref
-	8,  // 15: holdfast.state.v1.ApplyRequest.operations:type_name -> holdfast.state.v1.Operation
-	45, // 16: holdfast.state.v1.ApplyRequest.labels:type_name -> holdfast.state.v1.ApplyRequest.LabelsEntry
-	55, // 17: holdfast.state.v1.ApplyRequest.ttl:type_name -> google.protobuf.Duration
-	19, // 18: holdfast.state.v1.ApplyResponse.results:type_name -> holdfast.state.v1.Result
-	52, // 19: holdfast.state.v1.Operation.set_state:type_name -> google.protobuf.Struct
-	9,  // 20: holdfast.state.v1.Operation.set_fields:type_name -> holdfast.state.v1.SetFields
-	10, // 21: holdfast.state.v1.Operation.increment:type_name -> holdfast.state.v1.Increment
-	5,  // 22: holdfast.state.v1.Operation.append:type_name -> holdfast.state.v1.Entry
-	11, // 23: holdfast.state.v1.Operation.put:type_name -> holdfast.state.v1.Put
-	12, // 24: holdfast.state.v1.Operation.delete:type_name -> holdfast.state.v1.DeleteEntries
-	13, // 25: holdfast.state.v1.Operation.expect:type_name -> holdfast.state.v1.Expect
-	15, // 26: holdfast.state.v1.Operation.lease:type_name -> holdfast.state.v1.TakeLease
-	16, // 27: holdfast.state.v1.Operation.set_timer:type_name -> holdfast.state.v1.SetTimer
-	17, // 28: holdfast.state.v1.Operation.finish_timer:type_name -> holdfast.state.v1.FinishTimer
-	46, // 29: holdfast.state.v1.SetFields.fields:type_name -> holdfast.state.v1.SetFields.FieldsEntry
-	47, // 30: holdfast.state.v1.SetFields.fields_json:type_name -> holdfast.state.v1.SetFields.FieldsJsonEntry
-	5,  // 31: holdfast.state.v1.Put.entry:type_name -> holdfast.state.v1.Entry
-	0,  // 32: holdfast.state.v1.Put.on_exists:type_name -> holdfast.state.v1.OnExists
-	54, // 33: holdfast.state.v1.Expect.json:type_name -> google.protobuf.Value
-	14, // 34: holdfast.state.v1.Expect.last:type_name -> holdfast.state.v1.Last
-	5,  // 35: holdfast.state.v1.Last.entries:type_name -> holdfast.state.v1.Entry
-	55, // 36: holdfast.state.v1.TakeLease.duration:type_name -> google.protobuf.Duration
-	51, // 37: holdfast.state.v1.SetTimer.due_time:type_name -> google.protobuf.Timestamp
-	55, // 38: holdfast.state.v1.SetTimer.due_in:type_name -> google.protobuf.Duration
-	55, // 39: holdfast.state.v1.FinishTimer.extend:type_name -> google.protobuf.Duration
-	18, // 40: holdfast.state.v1.FinishTimer.failed:type_name -> holdfast.state.v1.TimerFailure
-	55, // 41: holdfast.state.v1.TimerFailure.retry_after:type_name -> google.protobuf.Duration
-	5,  // 42: holdfast.state.v1.Result.deleted:type_name -> holdfast.state.v1.Entry
-	53, // 43: holdfast.state.v1.Result.lease:type_name -> holdfast.type.v1.Lease
-	21, // 44: holdfast.state.v1.ReadRequest.reads:type_name -> holdfast.state.v1.ReadOne
-	1,  // 45: holdfast.state.v1.ReadOne.ref:type_name -> holdfast.state.v1.Ref
-	22, // 46: holdfast.state.v1.ReadOne.queries:type_name -> holdfast.state.v1.Query
-	2,  // 47: holdfast.state.v1.ReadResponse.objects:type_name -> holdfast.state.v1.Object
-	48, // 48: holdfast.state.v1.StateFilter.labels:type_name -> holdfast.state.v1.StateFilter.LabelsEntry
-	24, // 49: holdfast.state.v1.ListStatesRequest.filter:type_name -> holdfast.state.v1.StateFilter
-	2,  // 50: holdfast.state.v1.ListStatesResponse.objects:type_name -> holdfast.state.v1.Object
-	1,  // 51: holdfast.state.v1.DeleteStateRequest.ref:type_name -> holdfast.state.v1.Ref
-	1,  // 52: holdfast.state.v1.ForkStateRequest.ref:type_name -> holdfast.state.v1.Ref
-	30, // 53: holdfast.state.v1.ForkStateRequest.through:type_name -> holdfast.state.v1.EntryRef
-	1,  // 54: holdfast.state.v1.ForkStateRequest.new_ref:type_name -> holdfast.state.v1.Ref
-	49, // 55: holdfast.state.v1.ForkStateRequest.labels:type_name -> holdfast.state.v1.ForkStateRequest.LabelsEntry
-	2,  // 56: holdfast.state.v1.ForkStateResponse.object:type_name -> holdfast.state.v1.Object
-	55, // 57: holdfast.state.v1.TakeTimersRequest.lease_duration:type_name -> google.protobuf.Duration
-	55, // 58: holdfast.state.v1.TakeTimersRequest.wait:type_name -> google.protobuf.Duration
-	34, // 59: holdfast.state.v1.TakeTimersResponse.timers:type_name -> holdfast.state.v1.TakenTimer
-	1,  // 60: holdfast.state.v1.TakenTimer.ref:type_name -> holdfast.state.v1.Ref
-	3,  // 61: holdfast.state.v1.TakenTimer.timer:type_name -> holdfast.state.v1.Timer
-	51, // 62: holdfast.state.v1.Type.create_time:type_name -> google.protobuf.Timestamp
-	51, // 63: holdfast.state.v1.Type.update_time:type_name -> google.protobuf.Timestamp
-	51, // 64: holdfast.state.v1.Type.expire_time:type_name -> google.protobuf.Timestamp
-	52, // 65: holdfast.state.v1.Type.state_schema:type_name -> google.protobuf.Struct
-	50, // 66: holdfast.state.v1.Type.collection_schemas:type_name -> holdfast.state.v1.Type.CollectionSchemasEntry
-	55, // 67: holdfast.state.v1.Type.ttl:type_name -> google.protobuf.Duration
-	35, // 68: holdfast.state.v1.PutTypeRequest.type:type_name -> holdfast.state.v1.Type
-	35, // 69: holdfast.state.v1.PutTypeResponse.type:type_name -> holdfast.state.v1.Type
-	35, // 70: holdfast.state.v1.ListTypesResponse.types:type_name -> holdfast.state.v1.Type
-	53, // 71: holdfast.state.v1.Object.LeasesEntry.value:type_name -> holdfast.type.v1.Lease
-	3,  // 72: holdfast.state.v1.Object.TimersEntry.value:type_name -> holdfast.state.v1.Timer
-	54, // 73: holdfast.state.v1.SetFields.FieldsEntry.value:type_name -> google.protobuf.Value
-	52, // 74: holdfast.state.v1.Type.CollectionSchemasEntry.value:type_name -> google.protobuf.Struct
-	6,  // 75: holdfast.state.v1.StateService.Apply:input_type -> holdfast.state.v1.ApplyRequest
-	20, // 76: holdfast.state.v1.StateService.Read:input_type -> holdfast.state.v1.ReadRequest
-	25, // 77: holdfast.state.v1.StateService.ListStates:input_type -> holdfast.state.v1.ListStatesRequest
-	27, // 78: holdfast.state.v1.StateService.DeleteState:input_type -> holdfast.state.v1.DeleteStateRequest
-	29, // 79: holdfast.state.v1.StateService.ForkState:input_type -> holdfast.state.v1.ForkStateRequest
-	32, // 80: holdfast.state.v1.StateService.TakeTimers:input_type -> holdfast.state.v1.TakeTimersRequest
-	36, // 81: holdfast.state.v1.StateService.PutType:input_type -> holdfast.state.v1.PutTypeRequest
-	38, // 82: holdfast.state.v1.StateService.ListTypes:input_type -> holdfast.state.v1.ListTypesRequest
-	40, // 83: holdfast.state.v1.StateService.DeleteType:input_type -> holdfast.state.v1.DeleteTypeRequest
-	7,  // 84: holdfast.state.v1.StateService.Apply:output_type -> holdfast.state.v1.ApplyResponse
-	23, // 85: holdfast.state.v1.StateService.Read:output_type -> holdfast.state.v1.ReadResponse
-	26, // 86: holdfast.state.v1.StateService.ListStates:output_type -> holdfast.state.v1.ListStatesResponse
-	28, // 87: holdfast.state.v1.StateService.DeleteState:output_type -> holdfast.state.v1.DeleteStateResponse
-	31, // 88: holdfast.state.v1.StateService.ForkState:output_type -> holdfast.state.v1.ForkStateResponse
-	33, // 89: holdfast.state.v1.StateService.TakeTimers:output_type -> holdfast.state.v1.TakeTimersResponse
-	37, // 90: holdfast.state.v1.StateService.PutType:output_type -> holdfast.state.v1.PutTypeResponse
-	39, // 91: holdfast.state.v1.StateService.ListTypes:output_type -> holdfast.state.v1.ListTypesResponse
-	41, // 92: holdfast.state.v1.StateService.DeleteType:output_type -> holdfast.state.v1.DeleteTypeResponse
-	84, // [84:93] is the sub-list for method output_type
-	75, // [75:84] is the sub-list for method input_type
-	75, // [75:75] is the sub-list for extension type_name
-	75, // [75:75] is the sub-list for extension extendee
-	0,  // [0:75] is the sub-list for field type_name
+	10, // 15: holdfast.state.v1.ApplyRequest.operations:type_name -> holdfast.state.v1.Operation
+	47, // 16: holdfast.state.v1.ApplyRequest.labels:type_name -> holdfast.state.v1.ApplyRequest.LabelsEntry
+	57, // 17: holdfast.state.v1.ApplyRequest.ttl:type_name -> google.protobuf.Duration
+	21, // 18: holdfast.state.v1.ApplyResponse.results:type_name -> holdfast.state.v1.Result
+	6,  // 19: holdfast.state.v1.ApplyTogetherRequest.changes:type_name -> holdfast.state.v1.ApplyRequest
+	7,  // 20: holdfast.state.v1.ApplyTogetherResponse.changes:type_name -> holdfast.state.v1.ApplyResponse
+	54, // 21: holdfast.state.v1.Operation.set_state:type_name -> google.protobuf.Struct
+	11, // 22: holdfast.state.v1.Operation.set_fields:type_name -> holdfast.state.v1.SetFields
+	12, // 23: holdfast.state.v1.Operation.increment:type_name -> holdfast.state.v1.Increment
+	5,  // 24: holdfast.state.v1.Operation.append:type_name -> holdfast.state.v1.Entry
+	13, // 25: holdfast.state.v1.Operation.put:type_name -> holdfast.state.v1.Put
+	14, // 26: holdfast.state.v1.Operation.delete:type_name -> holdfast.state.v1.DeleteEntries
+	15, // 27: holdfast.state.v1.Operation.expect:type_name -> holdfast.state.v1.Expect
+	17, // 28: holdfast.state.v1.Operation.lease:type_name -> holdfast.state.v1.TakeLease
+	18, // 29: holdfast.state.v1.Operation.set_timer:type_name -> holdfast.state.v1.SetTimer
+	19, // 30: holdfast.state.v1.Operation.finish_timer:type_name -> holdfast.state.v1.FinishTimer
+	48, // 31: holdfast.state.v1.SetFields.fields:type_name -> holdfast.state.v1.SetFields.FieldsEntry
+	49, // 32: holdfast.state.v1.SetFields.fields_json:type_name -> holdfast.state.v1.SetFields.FieldsJsonEntry
+	5,  // 33: holdfast.state.v1.Put.entry:type_name -> holdfast.state.v1.Entry
+	0,  // 34: holdfast.state.v1.Put.on_exists:type_name -> holdfast.state.v1.OnExists
+	56, // 35: holdfast.state.v1.Expect.json:type_name -> google.protobuf.Value
+	16, // 36: holdfast.state.v1.Expect.last:type_name -> holdfast.state.v1.Last
+	5,  // 37: holdfast.state.v1.Last.entries:type_name -> holdfast.state.v1.Entry
+	57, // 38: holdfast.state.v1.TakeLease.duration:type_name -> google.protobuf.Duration
+	53, // 39: holdfast.state.v1.SetTimer.due_time:type_name -> google.protobuf.Timestamp
+	57, // 40: holdfast.state.v1.SetTimer.due_in:type_name -> google.protobuf.Duration
+	57, // 41: holdfast.state.v1.FinishTimer.extend:type_name -> google.protobuf.Duration
+	20, // 42: holdfast.state.v1.FinishTimer.failed:type_name -> holdfast.state.v1.TimerFailure
+	57, // 43: holdfast.state.v1.TimerFailure.retry_after:type_name -> google.protobuf.Duration
+	5,  // 44: holdfast.state.v1.Result.deleted:type_name -> holdfast.state.v1.Entry
+	55, // 45: holdfast.state.v1.Result.lease:type_name -> holdfast.type.v1.Lease
+	23, // 46: holdfast.state.v1.ReadRequest.reads:type_name -> holdfast.state.v1.ReadOne
+	1,  // 47: holdfast.state.v1.ReadOne.ref:type_name -> holdfast.state.v1.Ref
+	24, // 48: holdfast.state.v1.ReadOne.queries:type_name -> holdfast.state.v1.Query
+	2,  // 49: holdfast.state.v1.ReadResponse.objects:type_name -> holdfast.state.v1.Object
+	50, // 50: holdfast.state.v1.StateFilter.labels:type_name -> holdfast.state.v1.StateFilter.LabelsEntry
+	26, // 51: holdfast.state.v1.ListStatesRequest.filter:type_name -> holdfast.state.v1.StateFilter
+	2,  // 52: holdfast.state.v1.ListStatesResponse.objects:type_name -> holdfast.state.v1.Object
+	1,  // 53: holdfast.state.v1.DeleteStateRequest.ref:type_name -> holdfast.state.v1.Ref
+	1,  // 54: holdfast.state.v1.ForkStateRequest.ref:type_name -> holdfast.state.v1.Ref
+	32, // 55: holdfast.state.v1.ForkStateRequest.through:type_name -> holdfast.state.v1.EntryRef
+	1,  // 56: holdfast.state.v1.ForkStateRequest.new_ref:type_name -> holdfast.state.v1.Ref
+	51, // 57: holdfast.state.v1.ForkStateRequest.labels:type_name -> holdfast.state.v1.ForkStateRequest.LabelsEntry
+	2,  // 58: holdfast.state.v1.ForkStateResponse.object:type_name -> holdfast.state.v1.Object
+	57, // 59: holdfast.state.v1.TakeTimersRequest.lease_duration:type_name -> google.protobuf.Duration
+	57, // 60: holdfast.state.v1.TakeTimersRequest.wait:type_name -> google.protobuf.Duration
+	36, // 61: holdfast.state.v1.TakeTimersResponse.timers:type_name -> holdfast.state.v1.TakenTimer
+	1,  // 62: holdfast.state.v1.TakenTimer.ref:type_name -> holdfast.state.v1.Ref
+	3,  // 63: holdfast.state.v1.TakenTimer.timer:type_name -> holdfast.state.v1.Timer
+	53, // 64: holdfast.state.v1.Type.create_time:type_name -> google.protobuf.Timestamp
+	53, // 65: holdfast.state.v1.Type.update_time:type_name -> google.protobuf.Timestamp
+	53, // 66: holdfast.state.v1.Type.expire_time:type_name -> google.protobuf.Timestamp
+	54, // 67: holdfast.state.v1.Type.state_schema:type_name -> google.protobuf.Struct
+	52, // 68: holdfast.state.v1.Type.collection_schemas:type_name -> holdfast.state.v1.Type.CollectionSchemasEntry
+	57, // 69: holdfast.state.v1.Type.ttl:type_name -> google.protobuf.Duration
+	37, // 70: holdfast.state.v1.PutTypeRequest.type:type_name -> holdfast.state.v1.Type
+	37, // 71: holdfast.state.v1.PutTypeResponse.type:type_name -> holdfast.state.v1.Type
+	37, // 72: holdfast.state.v1.ListTypesResponse.types:type_name -> holdfast.state.v1.Type
+	55, // 73: holdfast.state.v1.Object.LeasesEntry.value:type_name -> holdfast.type.v1.Lease
+	3,  // 74: holdfast.state.v1.Object.TimersEntry.value:type_name -> holdfast.state.v1.Timer
+	56, // 75: holdfast.state.v1.SetFields.FieldsEntry.value:type_name -> google.protobuf.Value
+	54, // 76: holdfast.state.v1.Type.CollectionSchemasEntry.value:type_name -> google.protobuf.Struct
+	6,  // 77: holdfast.state.v1.StateService.Apply:input_type -> holdfast.state.v1.ApplyRequest
+	8,  // 78: holdfast.state.v1.StateService.ApplyTogether:input_type -> holdfast.state.v1.ApplyTogetherRequest
+	22, // 79: holdfast.state.v1.StateService.Read:input_type -> holdfast.state.v1.ReadRequest
+	27, // 80: holdfast.state.v1.StateService.ListStates:input_type -> holdfast.state.v1.ListStatesRequest
+	29, // 81: holdfast.state.v1.StateService.DeleteState:input_type -> holdfast.state.v1.DeleteStateRequest
+	31, // 82: holdfast.state.v1.StateService.ForkState:input_type -> holdfast.state.v1.ForkStateRequest
+	34, // 83: holdfast.state.v1.StateService.TakeTimers:input_type -> holdfast.state.v1.TakeTimersRequest
+	38, // 84: holdfast.state.v1.StateService.PutType:input_type -> holdfast.state.v1.PutTypeRequest
+	40, // 85: holdfast.state.v1.StateService.ListTypes:input_type -> holdfast.state.v1.ListTypesRequest
+	42, // 86: holdfast.state.v1.StateService.DeleteType:input_type -> holdfast.state.v1.DeleteTypeRequest
+	7,  // 87: holdfast.state.v1.StateService.Apply:output_type -> holdfast.state.v1.ApplyResponse
+	9,  // 88: holdfast.state.v1.StateService.ApplyTogether:output_type -> holdfast.state.v1.ApplyTogetherResponse
+	25, // 89: holdfast.state.v1.StateService.Read:output_type -> holdfast.state.v1.ReadResponse
+	28, // 90: holdfast.state.v1.StateService.ListStates:output_type -> holdfast.state.v1.ListStatesResponse
+	30, // 91: holdfast.state.v1.StateService.DeleteState:output_type -> holdfast.state.v1.DeleteStateResponse
+	33, // 92: holdfast.state.v1.StateService.ForkState:output_type -> holdfast.state.v1.ForkStateResponse
+	35, // 93: holdfast.state.v1.StateService.TakeTimers:output_type -> holdfast.state.v1.TakeTimersResponse
+	39, // 94: holdfast.state.v1.StateService.PutType:output_type -> holdfast.state.v1.PutTypeResponse
+	41, // 95: holdfast.state.v1.StateService.ListTypes:output_type -> holdfast.state.v1.ListTypesResponse
+	43, // 96: holdfast.state.v1.StateService.DeleteType:output_type -> holdfast.state.v1.DeleteTypeResponse
+	87, // [87:97] is the sub-list for method output_type
+	77, // [77:87] is the sub-list for method input_type
+	77, // [77:77] is the sub-list for extension type_name
+	77, // [77:77] is the sub-list for extension extendee
+	0,  // [0:77] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_state_v1_service_proto_init() }
@@ -4073,7 +4188,7 @@ func file_holdfast_state_v1_service_proto_init() {
 		(*Entry_Data)(nil),
 	}
 	file_holdfast_state_v1_service_proto_msgTypes[5].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[7].OneofWrappers = []any{
+	file_holdfast_state_v1_service_proto_msgTypes[9].OneofWrappers = []any{
 		(*Operation_SetState)(nil),
 		(*Operation_SetStateJson)(nil),
 		(*Operation_SetFields)(nil),
@@ -4088,8 +4203,8 @@ func file_holdfast_state_v1_service_proto_init() {
 		(*Operation_ClearTimer)(nil),
 		(*Operation_FinishTimer)(nil),
 	}
-	file_holdfast_state_v1_service_proto_msgTypes[9].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[12].OneofWrappers = []any{
+	file_holdfast_state_v1_service_proto_msgTypes[11].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[14].OneofWrappers = []any{
 		(*Expect_Absent)(nil),
 		(*Expect_Json)(nil),
 		(*Expect_JsonText)(nil),
@@ -4098,29 +4213,29 @@ func file_holdfast_state_v1_service_proto_init() {
 		(*Expect_Version)(nil),
 		(*Expect_Last)(nil),
 	}
-	file_holdfast_state_v1_service_proto_msgTypes[15].OneofWrappers = []any{
+	file_holdfast_state_v1_service_proto_msgTypes[17].OneofWrappers = []any{
 		(*SetTimer_DueTime)(nil),
 		(*SetTimer_DueIn)(nil),
 	}
-	file_holdfast_state_v1_service_proto_msgTypes[16].OneofWrappers = []any{
+	file_holdfast_state_v1_service_proto_msgTypes[18].OneofWrappers = []any{
 		(*FinishTimer_Extend)(nil),
 		(*FinishTimer_Failed)(nil),
 		(*FinishTimer_Release)(nil),
 	}
-	file_holdfast_state_v1_service_proto_msgTypes[18].OneofWrappers = []any{}
 	file_holdfast_state_v1_service_proto_msgTypes[20].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[23].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[26].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[22].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[25].OneofWrappers = []any{}
 	file_holdfast_state_v1_service_proto_msgTypes[28].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[35].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[39].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[30].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[37].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[41].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_state_v1_service_proto_rawDesc), len(file_holdfast_state_v1_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   50,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,6 +35,9 @@ const (
 const (
 	// StateServiceApplyProcedure is the fully-qualified name of the StateService's Apply RPC.
 	StateServiceApplyProcedure = "/holdfast.state.v1.StateService/Apply"
+	// StateServiceApplyTogetherProcedure is the fully-qualified name of the StateService's
+	// ApplyTogether RPC.
+	StateServiceApplyTogetherProcedure = "/holdfast.state.v1.StateService/ApplyTogether"
 	// StateServiceReadProcedure is the fully-qualified name of the StateService's Read RPC.
 	StateServiceReadProcedure = "/holdfast.state.v1.StateService/Read"
 	// StateServiceListStatesProcedure is the fully-qualified name of the StateService's ListStates RPC.
@@ -65,6 +68,16 @@ type StateServiceClient interface {
 	//	 "operations": [{"setFields": {"fields": {"currency": "EUR"}}}, {"increment": {"path": "count", "by": 2}},
 	//	 {"append": {"collection": "items", "json": {"sku": "b-17", "price": 12.5}}}]}
 	Apply(context.Context, *v1.ApplyRequest) (*v1.ApplyResponse, error)
+	// ApplyTogether makes changes of up to 8 objects, each as Apply does: all of them, or none. A reader never sees one without the
+	// others; a watcher of several objects gets them one after the other. The request_id is that of the whole, and each change may
+	// have its if_version. An error names the change: as `changes[1]` in message and fields, and in `expectation`.
+	//
+	// A retry after one of the objects was deleted is `already_exists`, reason REQUEST_ID_REUSED: it would happen in part.
+	//
+	//	{"requestId": "t-1", "changes": [
+	//	 {"ref": {"type": "cart", "name": "ada's"}, "ifVersion": "1", "operations": [{"increment": {"path": "count", "by": 1}}]},
+	//	 {"ref": {"type": "stock", "name": "b-17"}, "operations": [{"increment": {"path": "left", "by": -1}}]}]}
+	ApplyTogether(context.Context, *v1.ApplyTogetherRequest) (*v1.ApplyTogetherResponse, error)
 	// Read returns up to 32 objects, with parts of their collections, all as they were at one moment. One that is not there, or is
 	// another user's, is `absent`, which is no error.
 	//
@@ -130,6 +143,12 @@ func NewStateServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(stateServiceMethods.ByName("Apply")),
 			connect.WithClientOptions(opts...),
 		),
+		applyTogether: connect.NewClient[v1.ApplyTogetherRequest, v1.ApplyTogetherResponse](
+			httpClient,
+			baseURL+StateServiceApplyTogetherProcedure,
+			connect.WithSchema(stateServiceMethods.ByName("ApplyTogether")),
+			connect.WithClientOptions(opts...),
+		),
 		read: connect.NewClient[v1.ReadRequest, v1.ReadResponse](
 			httpClient,
 			baseURL+StateServiceReadProcedure,
@@ -186,20 +205,30 @@ func NewStateServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 
 // stateServiceClient implements StateServiceClient.
 type stateServiceClient struct {
-	apply       *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
-	read        *connect.Client[v1.ReadRequest, v1.ReadResponse]
-	listStates  *connect.Client[v1.ListStatesRequest, v1.ListStatesResponse]
-	deleteState *connect.Client[v1.DeleteStateRequest, v1.DeleteStateResponse]
-	forkState   *connect.Client[v1.ForkStateRequest, v1.ForkStateResponse]
-	takeTimers  *connect.Client[v1.TakeTimersRequest, v1.TakeTimersResponse]
-	putType     *connect.Client[v1.PutTypeRequest, v1.PutTypeResponse]
-	listTypes   *connect.Client[v1.ListTypesRequest, v1.ListTypesResponse]
-	deleteType  *connect.Client[v1.DeleteTypeRequest, v1.DeleteTypeResponse]
+	apply         *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
+	applyTogether *connect.Client[v1.ApplyTogetherRequest, v1.ApplyTogetherResponse]
+	read          *connect.Client[v1.ReadRequest, v1.ReadResponse]
+	listStates    *connect.Client[v1.ListStatesRequest, v1.ListStatesResponse]
+	deleteState   *connect.Client[v1.DeleteStateRequest, v1.DeleteStateResponse]
+	forkState     *connect.Client[v1.ForkStateRequest, v1.ForkStateResponse]
+	takeTimers    *connect.Client[v1.TakeTimersRequest, v1.TakeTimersResponse]
+	putType       *connect.Client[v1.PutTypeRequest, v1.PutTypeResponse]
+	listTypes     *connect.Client[v1.ListTypesRequest, v1.ListTypesResponse]
+	deleteType    *connect.Client[v1.DeleteTypeRequest, v1.DeleteTypeResponse]
 }
 
 // Apply calls holdfast.state.v1.StateService.Apply.
 func (c *stateServiceClient) Apply(ctx context.Context, req *v1.ApplyRequest) (*v1.ApplyResponse, error) {
 	response, err := c.apply.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ApplyTogether calls holdfast.state.v1.StateService.ApplyTogether.
+func (c *stateServiceClient) ApplyTogether(ctx context.Context, req *v1.ApplyTogetherRequest) (*v1.ApplyTogetherResponse, error) {
+	response, err := c.applyTogether.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -289,6 +318,16 @@ type StateServiceHandler interface {
 	//	 "operations": [{"setFields": {"fields": {"currency": "EUR"}}}, {"increment": {"path": "count", "by": 2}},
 	//	 {"append": {"collection": "items", "json": {"sku": "b-17", "price": 12.5}}}]}
 	Apply(context.Context, *v1.ApplyRequest) (*v1.ApplyResponse, error)
+	// ApplyTogether makes changes of up to 8 objects, each as Apply does: all of them, or none. A reader never sees one without the
+	// others; a watcher of several objects gets them one after the other. The request_id is that of the whole, and each change may
+	// have its if_version. An error names the change: as `changes[1]` in message and fields, and in `expectation`.
+	//
+	// A retry after one of the objects was deleted is `already_exists`, reason REQUEST_ID_REUSED: it would happen in part.
+	//
+	//	{"requestId": "t-1", "changes": [
+	//	 {"ref": {"type": "cart", "name": "ada's"}, "ifVersion": "1", "operations": [{"increment": {"path": "count", "by": 1}}]},
+	//	 {"ref": {"type": "stock", "name": "b-17"}, "operations": [{"increment": {"path": "left", "by": -1}}]}]}
+	ApplyTogether(context.Context, *v1.ApplyTogetherRequest) (*v1.ApplyTogetherResponse, error)
 	// Read returns up to 32 objects, with parts of their collections, all as they were at one moment. One that is not there, or is
 	// another user's, is `absent`, which is no error.
 	//
@@ -350,6 +389,12 @@ func NewStateServiceHandler(svc StateServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(stateServiceMethods.ByName("Apply")),
 		connect.WithHandlerOptions(opts...),
 	)
+	stateServiceApplyTogetherHandler := connect.NewUnaryHandlerSimple(
+		StateServiceApplyTogetherProcedure,
+		svc.ApplyTogether,
+		connect.WithSchema(stateServiceMethods.ByName("ApplyTogether")),
+		connect.WithHandlerOptions(opts...),
+	)
 	stateServiceReadHandler := connect.NewUnaryHandlerSimple(
 		StateServiceReadProcedure,
 		svc.Read,
@@ -405,6 +450,8 @@ func NewStateServiceHandler(svc StateServiceHandler, opts ...connect.HandlerOpti
 		switch r.URL.Path {
 		case StateServiceApplyProcedure:
 			stateServiceApplyHandler.ServeHTTP(w, r)
+		case StateServiceApplyTogetherProcedure:
+			stateServiceApplyTogetherHandler.ServeHTTP(w, r)
 		case StateServiceReadProcedure:
 			stateServiceReadHandler.ServeHTTP(w, r)
 		case StateServiceListStatesProcedure:
@@ -432,6 +479,10 @@ type UnimplementedStateServiceHandler struct{}
 
 func (UnimplementedStateServiceHandler) Apply(context.Context, *v1.ApplyRequest) (*v1.ApplyResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.state.v1.StateService.Apply is not implemented"))
+}
+
+func (UnimplementedStateServiceHandler) ApplyTogether(context.Context, *v1.ApplyTogetherRequest) (*v1.ApplyTogetherResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("holdfast.state.v1.StateService.ApplyTogether is not implemented"))
 }
 
 func (UnimplementedStateServiceHandler) Read(context.Context, *v1.ReadRequest) (*v1.ReadResponse, error) {

@@ -9,6 +9,8 @@ export interface Expectation {
   path: string;
   /** What is there, in JSON; empty: nothing, or nothing that is JSON and short. */
   actualJson: string;
+  /** The change's place in an ApplyTogether, from 0. */
+  change: number;
 }
 
 /** Held is a lease that someone else has. */

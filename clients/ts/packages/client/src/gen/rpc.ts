@@ -32,6 +32,6 @@ export const services: { readonly [service in keyof Rpc]: readonly [path: string
   live: ["holdfast.live.v1.LiveService", "ConnectLive! IngestLive? DisconnectLive! ClaimToolCall! CompleteToolCall! ListLiveFrames?"],
   project: ["holdfast.project.v1.ProjectService", "PutProject! GetProject? ListProjects? DeleteProject! PutTask! GetTask? ListTasks? DeleteTask! GetProjectContext? GetPreferences? UpdatePreferences!"],
   session: ["holdfast.session.v1.SessionService", "CreateSession! RefreshSession? GetSession? ListSessions? UpdateSession! EndSessions! PutConnection! ListSecurityEvents? PutSessionSettings!"],
-  state: ["holdfast.state.v1.StateService", "Apply! Read? ListStates? DeleteState! ForkState! TakeTimers PutType! ListTypes? DeleteType!"],
+  state: ["holdfast.state.v1.StateService", "Apply! ApplyTogether! Read? ListStates? DeleteState! ForkState! TakeTimers PutType! ListTypes? DeleteType!"],
   watch: ["holdfast.watch.v1.WatchService", "Watch*"],
 };

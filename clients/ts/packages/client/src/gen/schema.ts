@@ -79,7 +79,7 @@ UpdateApiResponse api@Api
 UsageDay date permits# cost# begun# completed# failed# retryable# unknown# operations%# users*@UserUsage statuses%# latencies%#
 UserUsage user permits# cost#
 error:
-Expectation operation# path actualJson
+Expectation operation# path actualJson change#
 Held what user connectionId deviceName
 History oldestVersion# newestVersion#
 Limit name scope limit# value#
@@ -208,6 +208,8 @@ UpdateSessionResponse session@Session
 state:
 ApplyRequest operations*@Operation
 ApplyResponse version# created! results*@Result
+ApplyTogetherRequest changes*@ApplyRequest
+ApplyTogetherResponse changes*@ApplyResponse
 DeleteStateResponse existed! version#
 DeleteTypeResponse existed! version#
 Entry collection key version#

@@ -31,6 +31,19 @@ export interface StateService {
   apply(request: ApplyRequest, options?: CallOptions): Promise<ApplyResponse>;
 
   /**
+   * ApplyTogether makes changes of up to 8 objects, each as Apply does: all of them, or none. A reader never sees one without the
+   * others; a watcher of several objects gets them one after the other. The request_id is that of the whole, and each change may
+   * have its if_version. An error names the change: as `changes[1]` in message and fields, and in `expectation`.
+   *
+   * A retry after one of the objects was deleted is `already_exists`, reason REQUEST_ID_REUSED: it would happen in part.
+   *
+   *     {"requestId": "t-1", "changes": [
+   *      {"ref": {"type": "cart", "name": "ada's"}, "ifVersion": "1", "operations": [{"increment": {"path": "count", "by": 1}}]},
+   *      {"ref": {"type": "stock", "name": "b-17"}, "operations": [{"increment": {"path": "left", "by": -1}}]}]}
+   */
+  applyTogether(request: ApplyTogetherRequest, options?: CallOptions): Promise<ApplyTogetherResponse>;
+
+  /**
    * Read returns up to 32 objects, with parts of their collections, all as they were at one moment. One that is not there, or is
    * another user's, is `absent`, which is no error.
    *
@@ -109,6 +122,12 @@ export interface ApplyResponse {
   created: boolean;
   /** One for each operation. */
   results: Result[];
+}
+
+/** ApplyTogetherResponse says what the changes came to. */
+export interface ApplyTogetherResponse {
+  /** One for each change. */
+  changes: ApplyResponse[];
 }
 
 /** DeleteStateResponse says whether there was one. */
@@ -333,6 +352,14 @@ export interface ApplyRequest {
   ttl?: Duration | undefined;
   /** True: the object is kept until it is deleted. */
   keepForever?: boolean | undefined;
+}
+
+/** ApplyTogetherRequest asks for changes of several objects. */
+export interface ApplyTogetherRequest {
+  /** See StateService. */
+  requestId?: string | undefined;
+  /** 1 to 8 changes of different objects. Each as for Apply, but without a request_id of its own. */
+  changes?: ApplyRequest[] | undefined;
 }
 
 /**

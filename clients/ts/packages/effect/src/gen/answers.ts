@@ -85,6 +85,7 @@ export const answers: { readonly [message: string]: Of<unknown> } = {
   "session.ListSecurityEventsResponse": session.ListSecurityEventsResponse,
   "session.PutSessionSettingsResponse": session.PutSessionSettingsResponse,
   "state.ApplyResponse": state.ApplyResponse,
+  "state.ApplyTogetherResponse": state.ApplyTogetherResponse,
   "state.ReadResponse": state.ReadResponse,
   "state.ListStatesResponse": state.ListStatesResponse,
   "state.DeleteStateResponse": state.DeleteStateResponse,

@@ -7,6 +7,7 @@ export const Expectation: s.Of<client.error.Expectation> = s.message({
   operation: s.integer,
   path: s.text,
   actualJson: s.text,
+  change: s.integer,
 });
 
 /** Held is a lease that someone else has. */

@@ -10,6 +10,11 @@ export const ApplyResponse: s.Of<client.state.ApplyResponse> = s.message({
   results: s.list(s.ref(() => Result)),
 });
 
+/** ApplyTogetherResponse says what the changes came to. */
+export const ApplyTogetherResponse: s.Of<client.state.ApplyTogetherResponse> = s.message({
+  changes: s.list(s.ref(() => ApplyResponse)),
+});
+
 /** DeleteStateResponse says whether there was one. */
 export const DeleteStateResponse: s.Of<client.state.DeleteStateResponse> = s.message({
   existed: s.bool,
