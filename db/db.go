@@ -24,6 +24,9 @@ type Config struct {
 	URL string
 	// MaxConns bounds the pool. 0: DefaultMaxConns.
 	MaxConns int
+	// Servers is the most servers that there are at once: the pool is bounded by a server's share of Postgres's connections, too.
+	// 0: it is not.
+	Servers int
 	// Traces makes a span of each round trip of a traced call. nil: none.
 	Traces trace.TracerProvider
 	// ConnectTimeout bounds Open. 0: connectTimeout.
@@ -68,6 +71,13 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.ConnectTimeout)
 	defer cancel()
+	if c.Servers > 0 {
+		share, err := shareOf(ctx, pc.ConnConfig, c.Servers)
+		if err != nil {
+			return nil, err
+		}
+		pc.MaxConns = min(pc.MaxConns, int32(share)) //nolint:gosec // Postgres has at most 262,143
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
 		return nil, translate(err, false)
@@ -85,6 +95,35 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+const (
+	// forOperators is how many of Postgres's connections are left for commands, backups and people.
+	forOperators = 6
+	// besidePool is how many connections a server has in addition to its pool, to listen and to notify.
+	besidePool = 3
+	minPool    = 2
+)
+
+// shareOf returns how large the pool of each of so many servers can be.
+func shareOf(ctx context.Context, c *pgx.ConnConfig, servers int) (int, error) {
+	conn, err := pgx.ConnectConfig(ctx, c)
+	if err != nil {
+		return 0, translate(err, false)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var limit int
+	if err := conn.QueryRow(ctx, `SELECT least(current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer
+			- coalesce(current_setting('reserved_connections', true)::integer, 0), nullif(d.datconnlimit, -1), nullif(r.rolconnlimit, -1))
+		FROM pg_catalog.pg_database d, pg_catalog.pg_roles r WHERE d.datname = current_database() AND r.rolname = current_user`).Scan(&limit); err != nil {
+		return 0, translate(err, false)
+	}
+	share := (limit-forOperators)/servers - besidePool
+	if share < minPool {
+		return 0, fmt.Errorf("postgres takes %d connections of this login; less %d for operators, that is not the %d that each of %d servers needs: allow fewer servers, or raise max_connections",
+			limit, forOperators, minPool+besidePool, servers)
+	}
+	return share, nil
 }
 
 // answerInUTC makes conn answer times in UTC. pgx would answer in the zone of the machine.

@@ -322,3 +322,50 @@ func TestTheServersLoginMigratesNothing(t *testing.T) {
 		t.Errorf("down: %v", err)
 	}
 }
+
+// A login whose identity the database's host verifies has no password: it is granted its rights, and keeps what it has.
+func TestALoginWithoutAPasswordIsGrantedItsRights(t *testing.T) {
+	t.Parallel()
+	b := setupOwn(t)
+	login := b.newLogin(t)
+	if err := db.EnsureLogin(b.ctx, b.SuperuserURL, login, ""); err == nil || !strings.Contains(err.Error(), "HOLDFAST_LOGIN_PASSWORD") {
+		t.Errorf("a login that is not there: %v", err)
+	}
+	b.exec(t, "CREATE ROLE "+login+" LOGIN PASSWORD 'its own'")
+	if err := db.EnsureLogin(b.ctx, b.SuperuserURL, login, ""); err != nil {
+		t.Fatal(err)
+	}
+	d, err := db.Open(b.ctx, db.Config{URL: withUser(t, b.SuperuserURL, login, "its own")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Close()
+}
+
+// The pool of each server is its share of what Postgres accepts of the login, at most what it is told.
+func TestThePoolIsAServersShare(t *testing.T) {
+	t.Parallel()
+	b := setupOwn(t)
+	login := b.newLogin(t)
+	if err := db.EnsureLogin(b.ctx, b.SuperuserURL, login, "secret"); err != nil {
+		t.Fatal(err)
+	}
+	url := withUser(t, b.SuperuserURL, login, "secret")
+	b.exec(t, "ALTER ROLE "+login+" CONNECTION LIMIT 46")
+	for _, tt := range []struct{ servers, most, want int }{
+		{0, 0, db.DefaultMaxConns}, {1, 0, db.DefaultMaxConns}, {1, 100, 37}, {4, 100, 7}, {4, 5, 5}, {8, 0, 2},
+	} {
+		d, err := db.Open(b.ctx, db.Config{URL: url, Servers: tt.servers, MaxConns: tt.most})
+		if err != nil {
+			t.Errorf("%+v: %v", tt, err)
+			continue
+		}
+		if got := d.MaxConns(); got != tt.want {
+			t.Errorf("%+v: %d", tt, got)
+		}
+		d.Close()
+	}
+	if _, err := db.Open(b.ctx, db.Config{URL: url, Servers: 9}); err == nil || !strings.Contains(err.Error(), "46 connections") {
+		t.Errorf("nine servers: %v", err)
+	}
+}

@@ -217,8 +217,8 @@ func execFile(ctx context.Context, tx pgx.Tx, file string) error {
 }
 
 // EnsureLogin creates the server's login if it does not exist, sets its password, and grants it just the rights that it
-// needs. url is that of the database's owner, who may create roles and need be no superuser. Roles belong to the cluster:
-// several databases share them.
+// needs. Without a password the login must exist, as one whose identity the database's host verifies. url is that of the database's
+// owner, who may create roles and need be no superuser. Roles belong to the cluster: several databases share them.
 func EnsureLogin(ctx context.Context, url, login, password string) error {
 	return changeRoles(ctx, url, func(ctx context.Context, tx pgx.Tx) error { return ensureLogin(ctx, tx, login, password) })
 }
@@ -272,7 +272,12 @@ func ensureLogin(ctx context.Context, tx pgx.Tx, login, password string) error {
 		return err
 	}
 	// A role's name and password cannot be parameters of these statements, so Postgres quotes them.
-	attributes := "ALTER ROLE %I LOGIN NOINHERIT PASSWORD %L"
+	attributes := "ALTER ROLE %I LOGIN NOINHERIT"
+	if password != "" {
+		attributes += " PASSWORD %L"
+	} else if !p.LoginExists {
+		return fmt.Errorf("there is no login %q; give its password in HOLDFAST_LOGIN_PASSWORD to create it, or create it first where it needs none", login)
+	}
 	// Only a superuser may so much as name these two.
 	if p.LoginSuper {
 		attributes += " NOSUPERUSER"

@@ -93,6 +93,10 @@ type AuthConfig struct {
 	Refused func(ctx context.Context, whose identity.Identity, count int64) error
 	// AddressHeader names the header with the client's address that a trusted proxy sets. Empty: there is no proxy.
 	AddressHeader string
+	// AddressHops is how many proxies append to AddressHeader; the one furthest from here adds the client's address. 0: 1.
+	AddressHops int
+	// TokenHeader names a header in which a proxy passes on its users' JWTs. Authorization wins. Empty: there is none.
+	TokenHeader string
 	// FreeFailures bounds the bad credentials from one address that are refused without a wait. 0: 20.
 	FreeFailures int64
 	Now          func() time.Time
@@ -195,10 +199,13 @@ func (a *Authenticator) Authenticate(r *http.Request) (identity.Identity, error)
 }
 
 func (a *Authenticator) admit(r *http.Request) (admitted, error) {
-	if r.Header.Get("Authorization") == "" {
-		return admitted{}, problem.New(errorv1.Reason_REASON_CREDENTIAL_MISSING, howToAuthenticate)
-	}
 	token, ok := authn.BearerToken(r)
+	if r.Header.Get("Authorization") == "" {
+		token, ok = r.Header.Get(a.c.TokenHeader), true
+		if token == "" {
+			return admitted{}, problem.New(errorv1.Reason_REASON_CREDENTIAL_MISSING, howToAuthenticate)
+		}
+	}
 	token = strings.TrimSpace(token)
 	if !ok || token == "" || len(token) > maxCredential {
 		from := a.presenter(r, "")
@@ -267,7 +274,7 @@ func (a *Authenticator) admitRefresh(r *http.Request, t credential.Token) (admit
 
 // presenter returns the source of a request. session is the session that its credential names, if any.
 func (a *Authenticator) presenter(r *http.Request, session string) presenter {
-	source := sourceOf(r, a.c.AddressHeader)
+	source := sourceOf(r, a.c.AddressHeader, max(a.c.AddressHops, 1))
 	return presenter{source, a.backoff.wait(source, session, a.c.Now())}
 }
 

@@ -97,16 +97,17 @@ func count(of *lru.Cache[string, failures], name string, free int64, now time.Ti
 }
 
 // sourceOf returns the address of a request's sender, or its network for IPv6, where one machine has a whole /64. header names
-// the header that a proxy in front of us sets; the proxy appends its entry, so the last one counts.
-func sourceOf(r *http.Request, header string) string {
+// the header that proxies in front of us append to, each the address from which it was called. There are so many hops, and what is
+// left of theirs is anyone's word.
+func sourceOf(r *http.Request, header string, hops int) string {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
 		host = r.RemoteAddr
 	}
 	if header != "" {
 		if said := r.Header.Values(header); len(said) > 0 {
-			all := strings.Split(said[len(said)-1], ",")
-			host = strings.TrimSpace(all[len(all)-1])
+			all := strings.Split(strings.Join(said, ","), ",")
+			host = strings.TrimSpace(all[max(len(all)-hops, 0)])
 		}
 	}
 	a, err := netip.ParseAddr(host)

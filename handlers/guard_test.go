@@ -218,19 +218,28 @@ func TestBackoff(t *testing.T) {
 
 func TestSourceOf(t *testing.T) {
 	t.Parallel()
-	for _, tt := range []struct{ remote, header, said, want string }{
-		{"192.0.2.1:1234", "", "198.51.100.7", "192.0.2.1"},
-		{"192.0.2.1:1234", "X-Forwarded-For", "", "192.0.2.1"},
-		{"192.0.2.1:1234", "X-Forwarded-For", "10.0.0.1, 198.51.100.7", "198.51.100.7"},
-		{"[2001:db8:1:2:3::4]:1234", "", "", "2001:db8:1:2::/64"},
-		{"[::ffff:192.0.2.1]:1234", "", "", "192.0.2.1"},
-		{"@", "", "", "@"},
+	const forwarded = "X-Forwarded-For"
+	for _, tt := range []struct {
+		remote, header string
+		hops           int
+		said           []string
+		want           string
+	}{
+		{"192.0.2.1:1234", "", 1, []string{"198.51.100.7"}, "192.0.2.1"},
+		{"192.0.2.1:1234", forwarded, 1, nil, "192.0.2.1"},
+		{"192.0.2.1:1234", forwarded, 1, []string{"10.0.0.1, 198.51.100.7"}, "198.51.100.7"},
+		{"192.0.2.1:1234", forwarded, 2, []string{"6.6.6.6, 198.51.100.7,203.0.113.9"}, "198.51.100.7"},
+		{"192.0.2.1:1234", forwarded, 2, []string{"6.6.6.6, 198.51.100.7", "203.0.113.9"}, "198.51.100.7"},
+		{"192.0.2.1:1234", forwarded, 3, []string{"198.51.100.7"}, "198.51.100.7"}, // called past a proxy
+		{"[2001:db8:1:2:3::4]:1234", "", 1, nil, "2001:db8:1:2::/64"},
+		{"[::ffff:192.0.2.1]:1234", "", 1, nil, "192.0.2.1"},
+		{"@", "", 1, nil, "@"},
 	} {
 		r := &http.Request{RemoteAddr: tt.remote, Header: http.Header{}}
-		if tt.said != "" {
-			r.Header.Set("X-Forwarded-For", tt.said)
+		for _, said := range tt.said {
+			r.Header.Add(forwarded, said)
 		}
-		if got := sourceOf(r, tt.header); got != tt.want {
+		if got := sourceOf(r, tt.header, tt.hops); got != tt.want {
 			t.Errorf("%+v: %s", tt, got)
 		}
 	}

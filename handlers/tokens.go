@@ -120,20 +120,29 @@ func publicKey(pem []byte) (any, error) {
 // errTokenExpired is in the error of a token that was good once.
 var errTokenExpired = errors.New("handlers: the token has expired")
 
-// verify answers whom a token is for, and from when on it is not good any more.
-func (t *Tokens) verify(ctx context.Context, token string) (identity.Identity, time.Time, error) {
-	refuse := func(err error) (identity.Identity, time.Time, error) { return identity.Identity{}, time.Time{}, err }
+// Claims returns the claims of a token that is valid now.
+func (t *Tokens) Claims(ctx context.Context, token string) (jwt.MapClaims, error) {
 	claims, err := t.parse(ctx, token)
 	if errors.Is(err, errProvider) {
-		return refuse(problem.Later(errorv1.Reason_REASON_IDENTITY_PROVIDER_UNAVAILABLE,
-			"the identity provider's keys have yet to be fetched, so the token cannot be verified now", unknownKeyEvery))
+		return nil, problem.Later(errorv1.Reason_REASON_IDENTITY_PROVIDER_UNAVAILABLE,
+			"the identity provider's keys have yet to be fetched, so the token cannot be verified now", unknownKeyEvery)
 	}
 	if err != nil {
 		refusal := invalidCredential(t.whyNot(err))
 		if errors.Is(err, jwt.ErrTokenExpired) {
-			return refuse(fmt.Errorf("%w: %w", errTokenExpired, refusal))
+			return nil, fmt.Errorf("%w: %w", errTokenExpired, refusal)
 		}
-		return refuse(refusal)
+		return nil, refusal
+	}
+	return claims, nil
+}
+
+// verify answers whom a token is for, and from when on it is not good any more.
+func (t *Tokens) verify(ctx context.Context, token string) (identity.Identity, time.Time, error) {
+	refuse := func(err error) (identity.Identity, time.Time, error) { return identity.Identity{}, time.Time{}, err }
+	claims, err := t.Claims(ctx, token)
+	if err != nil {
+		return refuse(err)
 	}
 	tenant := t.c.Tenant
 	if tenant == "" {

@@ -250,6 +250,41 @@ func TestTokens(t *testing.T) {
 	}
 }
 
+// A proxy that has signed its users in passes their tokens on in a header of its own. What a caller sends as Authorization wins, good or not.
+func TestAProxyPassesItsUsersTokensOn(t *testing.T) {
+	t.Parallel()
+	p := newProvider(t)
+	tokens := newTokens(t, tokenConfig(p))
+	var k keyring
+	behind := NewAuthenticator(AuthConfig{Find: k.find, Tokens: tokens, TokenHeader: "X-Goog-IAP-JWT-Assertion", Now: time.Now})
+	open := NewAuthenticator(AuthConfig{Find: k.find, Tokens: tokens, Now: time.Now})
+	ada, eve := p.sign(t, "k1", good(nil)), p.sign(t, "k1", good(jwt.MapClaims{"sub": "eve"}))
+	for name, tt := range map[string]struct {
+		a                     *Authenticator
+		passed, authorization string
+		user                  identity.User
+		want                  string
+	}{
+		"passed on":              {behind, ada, "", "ada", ""},
+		"the caller's own wins":  {behind, ada, "Bearer " + eve, "eve", ""},
+		"a wrong one wins, too":  {behind, ada, "Bearer x", "", invalidToken},
+		"not a bearer's":         {behind, ada, "Basic x", "", invalidToken},
+		"passed on, but forged":  {behind, ada + "x", "", "", invalidToken},
+		"neither":                {behind, "", "", "", "unauthenticated CREDENTIAL_MISSING"},
+		"there is no such proxy": {open, ada, "", "", "unauthenticated CREDENTIAL_MISSING"},
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/", http.NoBody)
+		r.Header.Set("X-Goog-Iap-Jwt-Assertion", tt.passed)
+		if tt.authorization != "" {
+			r.Header.Set("Authorization", tt.authorization)
+		}
+		who, err := tt.a.Authenticate(r)
+		if got := refusal(err); who.User != tt.user || got != tt.want {
+			t.Errorf("%s: %q, %v", name, who.User, err)
+		}
+	}
+}
+
 func (p *provider) signWithout(t *testing.T, kid string, claims jwt.MapClaims) string {
 	t.Helper()
 	return sign(t, jwt.SigningMethodES256, "", p.keys[kid], claims)

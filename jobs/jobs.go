@@ -9,6 +9,8 @@
 // until the next hour, day or whatever the period is has begun, so that restarts do not repeat it. The queue polls and never listens, so that it works behind a transaction pooler;
 // a job waits for the next poll.
 //
+// Where no server runs the queue, because they get no CPU between requests, a scheduler calls [Queue.RunOnce].
+//
 // # What a job may know
 //
 // The queue's rows are under no row-level security. A [Task] says which object to look at, and nothing that is in it: no
@@ -16,7 +18,6 @@
 package jobs
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -68,15 +69,16 @@ type Config struct {
 	Workers int
 }
 
-// Queue runs jobs. Its methods are safe for concurrent use; Add is not, and comes before Start.
+// Queue runs jobs. Its methods are safe for concurrent use; Add is not, and comes before all others.
 type Queue struct {
-	client *river.Client[pgx.Tx]
-	config Config
-	db     *db.DB
-	jobs   map[string]Job
+	inserter *river.Client[pgx.Tx]
+	client   *river.Client[pgx.Tx] // nil: not started
+	config   Config
+	db       *db.DB
+	jobs     map[string]Job
 }
 
-// New makes a queue that does nothing yet.
+// New makes a queue that stores tasks, and does not run them until Start or RunOnce.
 func New(d *db.DB, c Config) *Queue {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -87,7 +89,11 @@ func New(d *db.DB, c Config) *Queue {
 	if c.Workers <= 0 {
 		c.Workers = 4
 	}
-	return &Queue{config: c, db: d, jobs: map[string]Job{}}
+	inserter, err := river.NewClient(riverpgxv5.New(d.JobsPool()), &river.Config{Schema: db.JobsSchema, Logger: slog.New(warnings{c.Log.Handler()})})
+	if err != nil {
+		panic(err) // only for a wrong river.Config
+	}
+	return &Queue{inserter: inserter, config: c, db: d, jobs: map[string]Job{}}
 }
 
 // Add makes a job known. Two of one name are a programming error and panic.
@@ -101,25 +107,16 @@ func (q *Queue) Add(j Job) {
 // softStop is how long running jobs may go on once the queue is told to stop.
 const softStop = time.Second
 
-// Start begins to run jobs, until Stop; without any it does nothing. ctx bounds only the start.
-func (q *Queue) Start(ctx context.Context) error {
-	if len(q.jobs) == 0 {
-		return nil
-	}
-	workers, longest := river.NewWorkers(), time.Duration(0)
-	var periodic []*river.PeriodicJob
+// rescueAfter is the least time after which a task whose server died runs again. Each task has at least its own timeout.
+const rescueAfter = 2 * time.Minute
+
+// runner returns a client that runs jobs, and enqueues the periodic ones while it is the one elected.
+func (q *Queue) runner(periodic []*river.PeriodicJob) (*river.Client[pgx.Tx], error) {
+	workers := river.NewWorkers()
 	for _, j := range q.jobs {
 		river.AddWorkerArgs(workers, Task{name: j.Name}, &worker{job: j})
-		longest = max(longest, cmp.Or(j.Timeout, time.Minute))
-		if j.Every <= 0 {
-			continue
-		}
-		name, opts := j.Name, insertOpts(j)
-		periodic = append(periodic, river.NewPeriodicJob(river.PeriodicInterval(j.Every), func() (river.JobArgs, *river.InsertOpts) {
-			return Task{name: name}, opts
-		}, &river.PeriodicJobOpts{ID: name, RunOnStart: true}))
 	}
-	client, err := river.NewClient(riverpgxv5.New(q.db.JobsPool()), &river.Config{
+	return river.NewClient(riverpgxv5.New(q.db.JobsPool()), &river.Config{
 		Schema: db.JobsSchema, Workers: workers, PeriodicJobs: periodic,
 		Queues:   map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: q.config.Workers}},
 		PollOnly: true,
@@ -128,21 +125,88 @@ func (q *Queue) Start(ctx context.Context) error {
 		FetchPollInterval:   q.config.Poll,
 		SoftStopTimeout:     softStop,
 		// While a task runs no other like it is stored, so one whose server died stands in the way of the next.
-		RescueStuckJobsAfter: longest + time.Minute,
+		RescueStuckJobsAfter: rescueAfter,
 		ErrorHandler:         &errorLog{q.config.Log},
 		Logger:               slog.New(warnings{q.config.Log.Handler()}),
 		// Only their owner may rebuild indexes, which the server is not; theirs stay small.
 		ReindexerIndexNames: []string{}, ReindexerSchedule: river.NeverSchedule(),
 	})
+}
+
+// Start begins to run jobs, until Stop; without any it does nothing. ctx bounds only the start.
+func (q *Queue) Start(ctx context.Context) error {
+	if len(q.jobs) == 0 {
+		return nil
+	}
+	var periodic []*river.PeriodicJob
+	for _, j := range q.jobs {
+		if j.Every <= 0 {
+			continue
+		}
+		name, opts := j.Name, insertOpts(j)
+		periodic = append(periodic, river.NewPeriodicJob(river.PeriodicInterval(j.Every), func() (river.JobArgs, *river.InsertOpts) {
+			return Task{name: name}, opts
+		}, &river.PeriodicJobOpts{ID: name, RunOnStart: true}))
+	}
+	client, err := q.runner(periodic)
+	if err == nil {
+		err = client.Start(context.WithoutCancel(ctx)) // how it ends is Stop's affair
+	}
 	if err != nil {
 		return fmt.Errorf("jobs: %w", err)
 	}
-	q.client = client                                                // before the first job runs, which may enqueue another
-	if err := client.Start(context.WithoutCancel(ctx)); err != nil { // how it ends is Stop's affair
-		q.client = nil
+	q.client = client
+	return nil
+}
+
+// leaderTime is how long a client needs to be elected, if no other leads, and to begin what only a leader does: retry failed tasks,
+// rescue those of dead servers, delete old ones.
+const leaderTime = 2 * time.Second
+
+// RunOnce runs what is due, and returns when nothing is left to run: tasks that wait, and periodic jobs, each at most once in
+// its period. It takes two seconds at least. When ctx ends, running jobs have a second to end; then it returns ctx's error. Servers
+// may run the queue at the same time.
+func (q *Queue) RunOnce(ctx context.Context) (err error) {
+	client, err := q.runner(nil)
+	if err == nil {
+		err = client.Start(context.WithoutCancel(ctx))
+	}
+	if err != nil {
 		return fmt.Errorf("jobs: %w", err)
 	}
-	return nil
+	defer func() { err = errors.Join(err, client.Stop(context.WithoutCancel(ctx))) }()
+	names := make([]string, 0, len(q.jobs))
+	for _, j := range q.jobs {
+		names = append(names, j.Name)
+		if j.Every > 0 {
+			opts := insertOpts(j)
+			everyPeriod(opts, j.Every)
+			if _, err := client.Insert(ctx, Task{name: j.Name}, opts); err != nil {
+				return errors.Join(db.ErrUnavailable, err)
+			}
+		}
+	}
+	for wait := leaderTime; ; wait = q.config.Poll {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+		if left, err := q.left(ctx, client.ID(), names); err != nil || !left {
+			return err
+		}
+	}
+}
+
+// left reports whether a task waits to be run now, or is run by the client of that id.
+func (q *Queue) left(ctx context.Context, id string, names []string) (bool, error) {
+	res, err := q.inserter.JobList(ctx, river.NewJobListParams().Kinds(names...).First(1).Where(
+		"(state = 'available' AND scheduled_at <= now() OR state = 'running' AND attempted_by[array_upper(attempted_by, 1)] = @id)",
+		river.NamedArgs{"id": id}))
+	if err != nil {
+		return false, errors.Join(db.ErrUnavailable, err)
+	}
+	return len(res.Jobs) > 0, nil
 }
 
 // Stop takes no more tasks and waits for those that run: a second for them to end by themselves, then their contexts are
@@ -157,13 +221,13 @@ func (q *Queue) Stop(ctx context.Context) error {
 // Enqueue stores a task, to run at a time that may be past. While one like it waits or runs there is no second.
 func (q *Queue) Enqueue(ctx context.Context, job string, t Task, at time.Time) error {
 	j, ok := q.jobs[job]
-	if !ok || q.client == nil {
-		return fmt.Errorf("jobs: no job %q, or the queue is not started", job)
+	if !ok {
+		return fmt.Errorf("jobs: no job %q", job)
 	}
 	t.name = job
 	opts := insertOpts(j)
 	opts.ScheduledAt = at
-	if _, err := q.client.Insert(ctx, t, opts); err != nil {
+	if _, err := q.inserter.Insert(ctx, t, opts); err != nil {
 		return errors.Join(db.ErrUnavailable, err)
 	}
 	return nil
@@ -181,10 +245,17 @@ func insertOpts(j Job) *river.InsertOpts {
 		opts.MaxAttempts = 3
 	}
 	if j.Every >= time.Hour {
-		opts.UniqueOpts.ByPeriod = j.Every
-		opts.UniqueOpts.ByState = append(opts.UniqueOpts.ByState, rivertype.JobStateCompleted)
+		everyPeriod(opts, j.Every)
 	}
 	return opts
+}
+
+// everyPeriod lets a task be stored once in each hour, day or whatever the period is, even if the one before has run.
+func everyPeriod(opts *river.InsertOpts, period time.Duration) {
+	if opts.UniqueOpts.ByPeriod == 0 {
+		opts.UniqueOpts.ByPeriod = period
+		opts.UniqueOpts.ByState = append(opts.UniqueOpts.ByState, rivertype.JobStateCompleted)
+	}
 }
 
 type worker struct {

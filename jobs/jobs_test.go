@@ -3,6 +3,7 @@ package jobs_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -187,4 +188,77 @@ func TestStopAndGoOn(t *testing.T) {
 	job.Run = b.note
 	b.queue(t, job)
 	b.next(t)
+}
+
+// once runs what is due, in a process that is there for that alone.
+func (b *testBundle) once(t *testing.T, all ...jobs.Job) []string {
+	t.Helper()
+	q := jobs.New(b.DB, jobs.Config{Poll: 100 * time.Millisecond})
+	for _, j := range all {
+		q.Add(j)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), soon)
+	defer cancel()
+	if err := q.RunOnce(ctx); err != nil {
+		t.Error(err)
+	}
+	var ran []string
+	for len(b.ran) > 0 {
+		ran = append(ran, (<-b.ran).ID)
+	}
+	slices.Sort(ran)
+	return ran
+}
+
+// Where no queue runs, tasks wait. RunOnce runs them, what they enqueue, and each periodic job once in its period.
+func TestRunOnceRunsWhatIsDue(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	idle := jobs.New(b.DB, jobs.Config{})
+	note := jobs.Job{Name: "note", Run: b.note}
+	idle.Add(note)
+	if err := idle.Enqueue(t.Context(), "note", jobs.Task{ID: "waits"}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	daily := jobs.Job{Name: "daily", Every: 100 * 365 * 24 * time.Hour, Run: func(ctx context.Context, _ jobs.Task) error {
+		return errors.Join(idle.Enqueue(ctx, "note", jobs.Task{ID: "child"}, time.Now()), b.note(ctx, jobs.Task{ID: "daily"}))
+	}}
+	// A server died while it did this, long ago.
+	if err := idle.Enqueue(t.Context(), "note", jobs.Task{ID: "stuck"}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	b.exec(t, `UPDATE holdfast_jobs.river_job SET state = 'running', attempt = 1, attempted_at = now() - interval '1 hour', attempted_by = '{gone}'
+		WHERE args ->> 'id' = 'stuck'`)
+	if ran := b.once(t, note, daily); !slices.Equal(ran, []string{"child", "daily", "waits"}) {
+		t.Errorf("ran %v", ran)
+	}
+	// One of the next rescues it, to be tried again a moment later. Nothing else runs again.
+	deadline := time.After(soon)
+	for {
+		b.exec(t, `UPDATE holdfast_jobs.river_job SET scheduled_at = now() WHERE args ->> 'id' = 'stuck' AND state = 'retryable'`)
+		ran := b.once(t, note, daily)
+		if slices.Equal(ran, []string{"stuck"}) {
+			return
+		}
+		if len(ran) > 0 {
+			t.Fatalf("ran %v again", ran)
+		}
+		select {
+		case <-deadline:
+			t.Fatal("the task of the dead server stays where it is")
+		default:
+		}
+	}
+}
+
+func (b *testBundle) exec(t *testing.T, sql string) {
+	t.Helper()
+	owner, err := pgx.Connect(t.Context(), b.SuperuserURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer owner.Close(context.Background())
+	if _, err := owner.Exec(t.Context(), sql); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -262,3 +262,38 @@ func TestOverdueAndParkedTimersAreCounted(t *testing.T) {
 		t.Errorf("%v are overdue, %v parked", overdue, parked)
 	}
 }
+
+// Where no process runs timers by itself, RunDueTimers runs all that are due, of all objects, and leaves the others.
+func TestDueTimersRunOnce(t *testing.T) {
+	t.Parallel()
+	const objects = 300 // more than run at once
+	b := setup(t)
+	var fired atomic.Int64
+	k := object.Register(b.rt, b.timedConfig(func(tx *object.Tx[toy], name string) error {
+		fired.Add(1)
+		if name == "again" {
+			tx.SetTimer("second", tx.Now())
+		}
+		return nil
+	}))
+	var setting sync.WaitGroup
+	for i := range objects {
+		setting.Go(func() {
+			_, err := k.Update(b.ctx, object.ID(fmt.Sprint("o", i)), func(tx *object.Tx[toy]) error {
+				tx.SetTimer("again", tx.Now())
+				tx.SetTimer("later", tx.Now().Add(time.Hour))
+				return nil
+			}, object.Create())
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	setting.Wait()
+	if ran, err := b.rt.RunDueTimers(b.ctx); err != nil || ran != 2*objects || fired.Load() != 2*objects {
+		t.Errorf("ran %d, %d fired: %v; want %d", ran, fired.Load(), err, 2*objects)
+	}
+	if ran, err := b.rt.RunDueTimers(b.ctx); err != nil || ran != 0 {
+		t.Errorf("ran %d more: %v", ran, err)
+	}
+}

@@ -10,6 +10,7 @@ import (
 	"net/http/pprof"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -33,7 +34,6 @@ import (
 	"holdfast/gen/holdfast/watch/v1/watchv1connect"
 	"holdfast/handlers"
 	"holdfast/handlers/conversation"
-	"holdfast/handlers/coordination"
 	"holdfast/handlers/inspect"
 	"holdfast/handlers/linear"
 	"holdfast/handlers/project"
@@ -41,7 +41,6 @@ import (
 	"holdfast/handlers/state"
 	"holdfast/handlers/watch"
 	"holdfast/identity"
-	"holdfast/jobs"
 	"holdfast/object"
 	"holdfast/seal"
 )
@@ -50,40 +49,50 @@ import (
 type databaseConfig struct {
 	DatabaseURL string `help:"Postgres, as postgres://login:password@host:port/database; the server's login, which owns no table." env:"HOLDFAST_DATABASE_URL,DATABASE_URL" placeholder:"URL"`
 
-	traces trace.TracerProvider // nil: none
-	now    func() time.Time     // nil: time.Now
+	traces  trace.TracerProvider // nil: none
+	now     func() time.Time     // nil: time.Now
+	servers int                  // that share Postgres's connections; 0: the pool does not depend on it
 }
 
 func (c databaseConfig) open(ctx context.Context, maxConns int) (*db.DB, error) {
 	if c.DatabaseURL == "" {
 		return nil, wrongUsage("no database: set HOLDFAST_DATABASE_URL or DATABASE_URL, or give --database-url; `holdfast dev` needs none")
 	}
-	return db.Open(ctx, db.Config{URL: c.DatabaseURL, MaxConns: maxConns, Traces: c.traces, Now: c.now})
+	return db.Open(ctx, db.Config{URL: c.DatabaseURL, MaxConns: maxConns, Servers: c.servers, Traces: c.traces, Now: c.now})
 }
 
 // serverConfig has the flags that dev and serve share.
 type serverConfig struct {
 	Origins       []string      `help:"Origins whose pages may call the API from a browser, separated by commas; * for any." env:"HOLDFAST_ORIGINS" placeholder:"ORIGIN"`
 	AddressHeader string        `help:"Header in which a proxy in front says where a request comes from, such as X-Forwarded-For; only with such a proxy." env:"HOLDFAST_ADDRESS_HEADER" placeholder:"HEADER"`
+	AddressHops   int           `help:"How many proxies in front append to that header: 2 behind Google's load balancer, which appends its own address, too." env:"HOLDFAST_ADDRESS_HOPS" default:"1" placeholder:"N"`
 	AdminAddr     string        `help:"Address for /metrics and /debug/pprof, such as 127.0.0.1:9090; keep it private. Default: none." env:"HOLDFAST_ADMIN_ADDR" placeholder:"HOST:PORT"`
 	MaxConns      int           `help:"Connections to Postgres." env:"HOLDFAST_MAX_CONNS" default:"16"`
-	SealKeys      []string      `help:"Keys that secrets are kept under, newest first, separated by commas: base64 of 32 bytes each, as openssl rand -base64 32 makes them." env:"HOLDFAST_SEAL_KEYS" placeholder:"KEY"`
 	LogLevel      slog.Level    `help:"debug, info, warn or error. At debug every call is logged; at info those that failed, ten a second of a tenant one by one." env:"HOLDFAST_LOG_LEVEL" default:"info"`
 	WatchAge      time.Duration `help:"How long a stream lasts at most, less up to a tenth; its client connects again." env:"HOLDFAST_WATCH_AGE" default:"1h"`
 	Reflection    bool          `help:"Tell anyone who asks by gRPC which services and messages there are." env:"HOLDFAST_REFLECTION" default:"true" negatable:""`
 
-	Quotas quotaConfig `embed:"" group:"What may be stored; 0 is no limit:"`
-
 	drainDelay time.Duration // the server continues for so long after ctx has ended
+	roles      []string      // empty: all
+	tick       tickConfig
 
 	fanoutConfig
 
 	telemetry *openTelemetry // nil: to be started
-	sweepConfig
+	workConfig
 
-	Linear linearConfig `embed:"" prefix:"linear-" group:"Linear, for tenants with an endpoint:"`
-	Live   liveConfig   `embed:"" prefix:"live-" group:"What Gemini Live allows, should it change:"`
-	JWT    jwtConfig    `embed:"" prefix:"jwt-" group:"JWTs of your own identity provider, in addition to API keys:"`
+	Live liveConfig `embed:"" prefix:"live-" group:"What Gemini Live allows, should it change:"`
+	JWT  jwtConfig  `embed:"" prefix:"jwt-" group:"JWTs of your own identity provider, in addition to API keys:"`
+}
+
+// A server answers calls, or does what is due without one, or both.
+const (
+	roleAPI  = "api"
+	roleJobs = "jobs"
+)
+
+func (c serverConfig) has(role string) bool {
+	return len(c.roles) == 0 || slices.Contains(c.roles, role)
 }
 
 // liveConfig has the limits of Gemini Live.
@@ -132,6 +141,7 @@ type jwtConfig struct {
 	TenantClaim string `help:"The claim that names the tenant, such as org_id or app_metadata.tenant." env:"HOLDFAST_JWT_TENANT_CLAIM" placeholder:"CLAIM"`
 	Tenant      string `help:"Instead, the tenant of all tokens." env:"HOLDFAST_JWT_TENANT" placeholder:"TENANT"`
 	UserClaim   string `help:"The claim that names the user." env:"HOLDFAST_JWT_USER_CLAIM" default:"sub" placeholder:"CLAIM"`
+	Header      string `help:"A header in which a proxy passes the tokens on, such as X-Goog-IAP-JWT-Assertion. Authorization wins." env:"HOLDFAST_JWT_HEADER" placeholder:"HEADER"`
 }
 
 // tokens returns nil if no JWTs are accepted.
@@ -164,7 +174,10 @@ func (c serverConfig) check() error {
 	if c.WatchAge < time.Minute {
 		return wrongUsage("--watch-age is %v; it is 1m or more", c.WatchAge)
 	}
-	if err := errors.Join(c.checkSweep(), c.Linear.check(), c.Quotas.check()); err != nil {
+	if c.AddressHops < 1 {
+		return wrongUsage("--address-hops is %d; it is 1 or more", c.AddressHops)
+	}
+	if err := c.workConfig.check(); err != nil {
 		return err
 	}
 	for _, o := range c.Origins {
@@ -234,28 +247,26 @@ func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *
 			log.WarnContext(ctx, "not all telemetry was sent", "error", late)
 		}
 	}()
-	rt := object.NewRuntime(d, object.Config{
-		Log: log, Metrics: metrics, Tracer: c.telemetry.runtimeTracer(), Carrier: carrier, Sealer: box, Timers: true, Quotas: c.Quotas.quotas(),
-		WatchAge: c.WatchAge,
+	scheduler, err := c.tick.tokens(ctx, log, w.now)
+	if err != nil {
+		return err
+	}
+	work := c.work(d, box, log, metrics, object.Config{
+		Tracer: c.telemetry.runtimeTracer(), Carrier: carrier, Sealer: box, Timers: c.has(roleJobs), WatchAge: c.WatchAge,
 	})
+	rt, known := work.rt, work.kinds
 	defer func() { err = errors.Join(err, rt.Close(stopping())) }() //nolint:contextcheck // see closing
-	known := registerKinds(rt)
 	conversations, apis := known.conversations, known.apis
 	talk := conversation.NewManager(conversations, conversation.Options{Box: box, Now: d.Now, Limits: c.Live.limits()})
 	sessions := session.NewManager(known.sessions, talk, box)
-	queue := jobs.New(d, jobs.Config{Log: log})
-	c.addJobs(queue, d, rt, metrics)
-	coordinator := coordination.NewManager(apis, d.Now)
-	metrics.MustRegister(coordinator.Metrics())
-	syncNow, sendNow := c.Linear.addJobs(queue, d, known.linear, box, coordinator, metrics, log)
 	projects := project.NewManager(project.Options{
 		Kinds: known.projects, Runtime: rt, Conversations: conversations, APIs: apis, Issues: known.linear.Issues,
 	})
-	issues := linear.NewManager(linear.Options{Kinds: known.linear, Runtime: rt, Seal: box, SyncNow: syncNow, SendNow: sendNow})
+	issues := linear.NewManager(linear.Options{Kinds: known.linear, Runtime: rt, Seal: box, SyncNow: work.syncNow, SendNow: work.sendNow})
 	states := state.NewManager(rt, known.states)
 	page := watch.NewManager(watch.Options{Explain: handlers.Explain, Now: d.Now},
-		talk.Sources(), sessions.Sources(), projects.Sources(), issues.Sources(), coordinator.Sources(), states.Sources())
-	server, err := handlers.New(handlers.Options{
+		talk.Sources(), sessions.Sources(), projects.Sources(), issues.Sources(), work.coordinator.Sources(), states.Sources())
+	options := handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[conversationv1connect.ConversationServiceHandler](
 				conversationv1connect.ConversationServiceName, conversationv1connect.NewConversationServiceHandler, talk),
@@ -265,7 +276,7 @@ func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *
 			handlers.NewService[linearv1connect.LinearServiceHandler](
 				linearv1connect.LinearServiceName, linearv1connect.NewLinearServiceHandler, issues),
 			handlers.NewService[coordinationv1connect.CoordinationServiceHandler](
-				coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, coordinator),
+				coordinationv1connect.CoordinationServiceName, coordinationv1connect.NewCoordinationServiceHandler, work.coordinator),
 			handlers.NewService[sessionv1connect.SessionServiceHandler](
 				sessionv1connect.SessionServiceName, sessionv1connect.NewSessionServiceHandler, sessions),
 			handlers.NewService[watchv1connect.WatchServiceHandler](watchv1connect.WatchServiceName, watchv1connect.NewWatchServiceHandler, page),
@@ -279,7 +290,7 @@ func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *
 		})}},
 		Auth: handlers.NewAuthenticator(handlers.AuthConfig{
 			Find: d.FindCredentials, Tokens: tokens, Touch: sessions.Touch, Refused: sessions.Refused,
-			AddressHeader: c.AddressHeader, Now: w.now,
+			AddressHeader: c.AddressHeader, AddressHops: c.AddressHops, TokenHeader: c.JWT.Header, Now: w.now,
 		}),
 		Ping:         d.Ping,
 		Origins:      c.Origins,
@@ -288,17 +299,28 @@ func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *
 		Traces:       c.telemetry.tracer(),
 		Log:          log,
 		Now:          time.Now, // it sets deadlines, which follow the kernel's clock whatever w.now says
-	})
+	}
+	if !c.has(roleAPI) {
+		options.Services, options.Routes = nil, nil
+	}
+	if scheduler != nil {
+		options.Routes = append(options.Routes, handlers.Route{Name: "tick", Path: tickPath, Handler: &tickHandler{
+			config: c.tick, tokens: scheduler, work: work, life: ctx, now: w.now, log: log,
+		}})
+	}
+	server, err := handlers.New(options)
 	if err != nil {
 		return err
 	}
 	stopLeaving := context.AfterFunc(ended, server.Leave)
 	defer stopLeaving()
 
-	if err := queue.Start(ctx); err != nil {
-		return err
+	if c.has(roleJobs) {
+		if err := work.queue.Start(ctx); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, work.queue.Stop(stopping())) }() //nolint:contextcheck // see closing
 	}
-	defer func() { err = errors.Join(err, queue.Stop(stopping())) }() //nolint:contextcheck // see closing
 
 	api, err := listen(ctx, addr, "--addr")
 	if err != nil {
@@ -364,6 +386,35 @@ func textLog(w io.Writer, level slog.Level) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
 }
 
-func jsonLog(w io.Writer, level slog.Level) *slog.Logger {
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
+// logConfig says how a log is written for machines.
+type logConfig struct {
+	LogFormat string `help:"json, or gcp, with the names that Google Cloud's logging knows; traces are linked where GOOGLE_CLOUD_PROJECT is set." enum:"json,gcp" env:"HOLDFAST_LOG_FORMAT" default:"json"`
+}
+
+func (c logConfig) log(w *console, level slog.Level) *slog.Logger {
+	o := &slog.HandlerOptions{Level: level}
+	if c.LogFormat == "gcp" {
+		project, _ := w.env("GOOGLE_CLOUD_PROJECT")
+		o.ReplaceAttr = forGoogle(project)
+	}
+	return slog.New(slog.NewJSONHandler(w.stderr, o))
+}
+
+// forGoogle renames what Google Cloud's logging treats specially.
+func forGoogle(project string) func(groups []string, a slog.Attr) slog.Attr {
+	return func(groups []string, a slog.Attr) slog.Attr {
+		switch {
+		case len(groups) > 0:
+		case a.Key == slog.MessageKey:
+			a.Key = "message"
+		case a.Key == slog.LevelKey:
+			a.Key = "severity"
+			if a.Value.Any() == slog.LevelWarn {
+				a.Value = slog.StringValue("WARNING")
+			}
+		case a.Key == "trace_id" && project != "":
+			a = slog.String("logging.googleapis.com/trace", "projects/"+project+"/traces/"+a.Value.String()) //nolint:sloglint // a name of Google's
+		}
+		return a
+	}
 }

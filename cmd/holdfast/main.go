@@ -28,6 +28,7 @@ type cli struct {
 	Import  importCmd  `cmd:"" help:"Store an export in a tenant."`
 	Erase   eraseCmd   `cmd:"" help:"Delete everything that a user owns, and remove the user's id from the rest."`
 	Sweep   sweepCmd   `cmd:"" help:"Delete expired objects and put idle ones to sleep, once; servers do so by themselves."`
+	Tick    tickCmd    `cmd:"" help:"Run the timers and jobs that are due, once; servers do so by themselves, unless they get no CPU between calls."`
 	Object  objectCmd  `cmd:"" help:"Inspect objects, their history and their timers; restore them."`
 	Type    typeCmd    `cmd:"" help:"Declare what objects of your own are like."`
 	Replay  replayCmd  `cmd:"" help:"Send a recorded Gemini Live session to a server."`
@@ -53,6 +54,25 @@ func shareCores() {
 
 // lookup reads an environment variable.
 type lookup func(name string) (value string, set bool)
+
+// read returns the value of a variable, or of the file that the variable with _FILE after its name has, which is how secrets are mounted.
+// "" is one that is not set.
+func (env lookup) read(name string) (string, error) {
+	const suffix = "_FILE"
+	value, _ := env(name)
+	file, _ := env(name + suffix)
+	if file == "" {
+		return value, nil
+	}
+	if value != "" {
+		return "", wrongUsage("both %[1]s and %[1]s%[2]s are set; unset one of them", name, suffix)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return "", wrongUsage("%s%s: %v", name, suffix, err)
+	}
+	return strings.TrimRight(string(text), "\r\n"), nil
+}
 
 // console connects a command to the world outside the process.
 type console struct {
@@ -82,7 +102,7 @@ func (w *console) run(ctx context.Context, args []string) (code int) {
 	}()
 	parser, err := kong.New(&cli{},
 		kong.Name("holdfast"),
-		kong.Description("Durable state for conversational assistants, on Postgres. A flag's environment variable is in parentheses; the flag wins."),
+		kong.Description("Durable state for conversational assistants, on Postgres. A flag's environment variable is in parentheses; the flag wins. With _FILE after its name, it names a file that has the value."),
 		kong.Writers(w.stdout, w.stderr),
 		kong.Exit(func(code int) { panic(exit(code)) }),
 		kong.Vars{"version": versionLine()},
@@ -136,8 +156,8 @@ func environment(env lookup) kong.Option {
 	})
 	resolve := kong.Resolvers(kong.ResolverFunc(func(_ *kong.Context, _ *kong.Path, f *kong.Flag) (any, error) {
 		for _, name := range names[f.Value] {
-			if v, _ := env(name); v != "" {
-				return v, nil
+			if v, err := env.read(name); v != "" || err != nil {
+				return v, err
 			}
 		}
 		return nil, nil

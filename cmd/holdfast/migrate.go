@@ -39,7 +39,7 @@ func (c ownerConfig) operator(ctx context.Context) (*db.Operator, error) {
 type migrateUpCmd struct {
 	ownerConfig
 
-	Login string `help:"Also make this login, for the server, with just the rights that it needs; or grant them to it." env:"HOLDFAST_LOGIN" placeholder:"NAME"`
+	Login string `help:"Also make this login, for the server, with just the rights that it needs and the password in HOLDFAST_LOGIN_PASSWORD; or grant them to one that needs no password." env:"HOLDFAST_LOGIN" placeholder:"NAME"`
 }
 
 // loginPassword is a variable and no flag: flags are seen by all in the list of processes.
@@ -50,9 +50,9 @@ func (c *migrateUpCmd) Run(ctx context.Context, w *console) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	password, _ := w.env(loginPassword)
-	if c.Login != "" && password == "" {
-		return wrongUsage("--login needs the login's password in %s", loginPassword)
+	password, err := w.env.read(loginPassword)
+	if err != nil {
+		return err
 	}
 	if err := db.MigrateUp(ctx, c.DatabaseURL); err != nil {
 		return err
@@ -64,7 +64,11 @@ func (c *migrateUpCmd) Run(ctx context.Context, w *console) error {
 	if err := db.EnsureLogin(ctx, c.DatabaseURL, c.Login, password); err != nil {
 		return err
 	}
-	fmt.Fprintf(w.stdout, "the login %s has its rights and its password\n", c.Login)
+	and := " and its password"
+	if password == "" {
+		and = ""
+	}
+	fmt.Fprintf(w.stdout, "the login %s has its rights%s\n", c.Login, and)
 	return nil
 }
 
