@@ -69,6 +69,13 @@
 // is unwound by errAsleep, wakes the object under its lock, and runs again; the fence refuses to store what was computed from the cache
 // while the object sleeps.
 //
+// # Rooms
+//
+// What needs no object lives in internal/: addr (names and locks), rowjson (stored JSON), journal (notes that undo a change), scrub (a user
+// goes), bounds (how much at once, and in whose turn), quota (what is stored of whom), hints (what processes tell each other). Here are
+// the rest: changes (kind, tx, runtime, work, commit, atomic), reads (read, catchup, together, range, lookup), watchers (watch, watch_list, signal), timers,
+// and administration (history, inspect, erase, hibernate).
+//
 // # Releases side by side
 //
 // A row says which schema its state is of. An older one is brought up to date by the kind's upcasters whenever it is
