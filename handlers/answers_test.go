@@ -282,8 +282,8 @@ var answerCases = map[string]answerCase{
 		},
 		body: `{"pageSize":200}`, items: []string{"types.type"}, next: [2]string{"nextPageToken", "pageToken"}, want: 24,
 	},
-	stateRPCs + "TakeTimers": {bounded: "100 timers, each of four names and an error in words"},
-	stateRPCs + "Apply":      {bounded: "what it has deleted ends at the bound, and 1,000 results have a key or a number each"},
+	stateRPCs + "TakeTimers":    {bounded: "100 timers, each of four names and an error in words"},
+	stateRPCs + "Apply":         {bounded: "what it has deleted ends at the bound, and 1,000 results have a key or a number each"},
 	stateRPCs + "ApplyTogether": {bounded: "what each change has deleted ends at its share of the bound"},
 
 	"/holdfast.project.v1.ProjectService/ListProjects": {

@@ -467,11 +467,8 @@ func (w *Writer) look(ctx context.Context, id string, c *storev1.LocalChange, ap
 // check asks Linear for what it accepted, where no webhook and no sync has told of it.
 func (w *Writer) check(ctx context.Context, id string, c *storev1.LocalChange, api linearAPI) error {
 	list, of := issues, id
-	switch c.GetType() {
-	case toComment:
-		list, of = comments, c.GetChangeId()
-	case toRespond:
-		list, of = agentActivities, c.GetChangeId()
+	if is := map[storev1.LocalChangeType]string{toComment: comments, toRespond: agentActivities}[c.GetType()]; is != "" {
+		list, of = is, c.GetChangeId()
 	}
 	found, _, err := api.byID(ctx, list, []string{of})
 	switch {

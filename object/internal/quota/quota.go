@@ -55,6 +55,7 @@ const (
 // Amount is what is stored, or was added.
 type Amount struct{ Objects, Bytes int64 }
 
+// Plus returns the sum.
 func (a Amount) Plus(b Amount) Amount { return Amount{a.Objects + b.Objects, a.Bytes + b.Bytes} }
 
 // Growth is what a change adds.
