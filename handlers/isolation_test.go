@@ -85,7 +85,7 @@ func services(tb testing.TB, rt *object.Runtime) (_ []handlers.Service, sessions
 	conversations, apis, issues := conversation.Register(rt), coordination.Register(rt), linear.Register(rt)
 	talk := conversation.NewManager(conversations, conversation.Options{Box: box, Now: time.Now})
 	sessions = session.NewManager(session.Register(rt), talk, box)
-	projects := project.NewManager(project.Options{Kinds: project.Register(rt), Runtime: rt, Conversations: conversations, APIs: apis, Issues: issues.Issues})
+	projects := project.NewManager(project.Options{Kinds: project.Register(rt), Runtime: rt, Conversations: conversations, APIs: apis, Issues: issues.Issues, PresentIssue: linear.PresentIssue})
 	tracker := linear.NewManager(linear.Options{Kinds: issues, Runtime: rt, Seal: box})
 	coordinator := coordination.NewManager(apis, time.Now)
 	states := state.NewManager(rt, state.Register(rt))

@@ -260,7 +260,7 @@ func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *
 	talk := conversation.NewManager(conversations, conversation.Options{Box: box, Now: d.Now, Limits: c.Live.limits()})
 	sessions := session.NewManager(known.sessions, talk, box)
 	projects := project.NewManager(project.Options{
-		Kinds: known.projects, Runtime: rt, Conversations: conversations, APIs: apis, Issues: known.linear.Issues,
+		Kinds: known.projects, Runtime: rt, Conversations: conversations, APIs: apis, Issues: known.linear.Issues, PresentIssue: linear.PresentIssue,
 	})
 	issues := linear.NewManager(linear.Options{Kinds: known.linear, Runtime: rt, Seal: box, SyncNow: work.syncNow, SendNow: work.sendNow})
 	states := state.NewManager(rt, known.states)

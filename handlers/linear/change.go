@@ -365,7 +365,7 @@ func (m *Manager) CreateIssue(ctx context.Context, req *linearv1.CreateIssueRequ
 		if err := note(s, c); err != nil {
 			return nil, err
 		}
-		return &linearv1.CreateIssueResponse{Issue: presentIssue(object.Snapshot[issueState]{Info: tx.Info(), State: s})}, nil
+		return &linearv1.CreateIssueResponse{Issue: PresentIssue(object.Snapshot[issueState]{Info: tx.Info(), State: s})}, nil
 	}, object.Create(), object.Shared())
 	if err == nil {
 		m.sendSoon(ctx, id)
@@ -399,7 +399,7 @@ func (m *Manager) UpdateIssue(ctx context.Context, req *linearv1.UpdateIssueRequ
 		} else if err := note(s, c); err != nil {
 			return nil, err
 		}
-		return &linearv1.UpdateIssueResponse{Issue: presentIssue(object.Snapshot[issueState]{Info: tx.Info(), State: s})}, nil
+		return &linearv1.UpdateIssueResponse{Issue: PresentIssue(object.Snapshot[issueState]{Info: tx.Info(), State: s})}, nil
 	})
 	if err == nil {
 		m.sendSoon(ctx, id)
@@ -453,7 +453,7 @@ func addChange[R proto.Message](
 		if err := note(s, added); err != nil {
 			return none, err
 		}
-		return reply(presentIssue(object.Snapshot[issueState]{Info: tx.Info(), State: s})), nil
+		return reply(PresentIssue(object.Snapshot[issueState]{Info: tx.Info(), State: s})), nil
 	})
 	if err == nil {
 		m.sendSoon(ctx, issue)

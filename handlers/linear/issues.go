@@ -19,7 +19,8 @@ import (
 	"holdfast/object"
 )
 
-func presentIssue(s object.Snapshot[issueState]) *linearv1.Issue {
+// PresentIssue is an issue as callers see it, with the local changes on top.
+func PresentIssue(s object.Snapshot[issueState]) *linearv1.Issue {
 	return rpc.Present(&linearv1.Issue{}, s.Info, shown(s.State))
 }
 
@@ -102,10 +103,10 @@ func (m *Manager) ListIssues(ctx context.Context, req *linearv1.ListIssuesReques
 	case len(req.GetFilter().GetIssueIds()) > 0:
 		err = m.listByID(ctx, req, res, o.Around)
 	case whole:
-		res.Issues, res.NextPageToken, err = rpc.List(ctx, m.o.Issues, req, o, presentIssue)
+		res.Issues, res.NextPageToken, err = rpc.List(ctx, m.o.Issues, req, o, PresentIssue)
 	default:
 		fits := func(s issueState) bool { return fitsIssue(req.GetFilter(), s) }
-		res.Issues, res.NextPageToken, err = rpc.ListMatching(ctx, m.o.Issues, req, o, fits, presentIssue)
+		res.Issues, res.NextPageToken, err = rpc.ListMatching(ctx, m.o.Issues, req, o, fits, PresentIssue)
 	}
 	if err != nil || !req.GetWithPayload() {
 		return res, err
@@ -145,7 +146,7 @@ func (m *Manager) listByID(ctx context.Context, req *linearv1.ListIssuesRequest,
 		if !v.Found || v.Snapshot.State.GetStamp() == nil && len(v.Snapshot.State.GetLocalChanges()) == 0 || !fitsIssue(req.GetFilter(), v.Snapshot.State) {
 			continue
 		}
-		issue := presentIssue(v.Snapshot)
+		issue := PresentIssue(v.Snapshot)
 		if len(res.GetIssues()) == size || !room.Fits(rpc.AnswerSize(issue)+around) {
 			res.NextPageToken = rpc.Token(req, strconv.Itoa(first+i))
 			break

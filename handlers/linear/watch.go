@@ -26,7 +26,7 @@ func (m *Manager) followIssue(ctx context.Context, item *watchv1.Item, tell watc
 			return watch.Changed(change)
 		}
 		change.Put = []*watchv1.Thing{{
-			Key: "issue", Thing: &watchv1.Thing_Issue{Issue: presentIssue(object.Snapshot[issueState]{Info: c.Info, State: c.State})},
+			Key: "issue", Thing: &watchv1.Thing_Issue{Issue: PresentIssue(object.Snapshot[issueState]{Info: c.Info, State: c.State})},
 		}}
 		return watch.Changed(change)
 	})

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	conversationv1 "holdfast/gen/holdfast/conversation/v1"
+	linearv1 "holdfast/gen/holdfast/linear/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
 	storev1 "holdfast/gen/holdfast/store/coordination/v1"
 	typev1 "holdfast/gen/holdfast/type/v1"
@@ -666,4 +667,19 @@ func TestWatchProjectsAndTasks(t *testing.T) {
 	must(c.DeleteProject(t.Context(), &projectv1.DeleteProjectRequest{ProjectId: "p"}))(t)
 	until("p", "map[]")
 	until("projects", "map[]")
+}
+
+// The context shows an issue with the changes on top that Linear has not confirmed, as lists of issues do.
+func TestTheContextShowsLocalChanges(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	service := b.linear(t)
+	must(service.PutEndpoint(t.Context(), &linearv1.PutEndpointRequest{Endpoint: &linearv1.Endpoint{Title: "mine"}, SetApiKey: "k"}))(t)
+	b.put(t, linearIssue("i1", "first", "2026-11-23T00:00:00Z", "started", "eng"))
+	must(b.as(t, ada).PutProject(t.Context(), &projectv1.PutProjectRequest{ProjectId: "p", Project: &projectv1.Project{Title: "p", IssueSources: team("eng")}}))(t)
+	must(service.UpdateIssue(t.Context(), &linearv1.UpdateIssueRequest{IssueId: "i1", Edit: &linearv1.IssueEdit{Title: "second"}}))(t)
+	got := must(b.as(t, ada).GetProjectContext(t.Context(), &projectv1.GetProjectContextRequest{ProjectId: "p"}))(t).GetContext().GetIssues()
+	if len(got) != 1 || got[0].GetTitle() != "second" || len(got[0].GetLocalChanges()) != 1 {
+		t.Errorf("%v", got)
+	}
 }

@@ -13,11 +13,9 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	linearv1 "holdfast/gen/holdfast/linear/v1"
 	projectv1 "holdfast/gen/holdfast/project/v1"
 	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
 	coordinationstorev1 "holdfast/gen/holdfast/store/coordination/v1"
-	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
 )
@@ -134,7 +132,7 @@ func (m *Manager) GetProjectContext(
 	}
 	for _, s := range c.issues.Items {
 		mark.add("issue", s.Info)
-		res.Issues = append(res.Issues, rpc.Present(&linearv1.Issue{}, s.Info, s.State))
+		res.Issues = append(res.Issues, m.o.PresentIssue(object.Snapshot[issueState]{Info: s.Info, State: s.State}))
 	}
 	for _, s := range c.conversations.Items {
 		mark.add("conversation", s.Info)

@@ -6,6 +6,7 @@ package project
 import (
 	"google.golang.org/protobuf/proto"
 
+	linearv1 "holdfast/gen/holdfast/linear/v1"
 	"holdfast/gen/holdfast/project/v1/projectv1connect"
 	conversationstorev1 "holdfast/gen/holdfast/store/conversation/v1"
 	coordinationstorev1 "holdfast/gen/holdfast/store/coordination/v1"
@@ -56,8 +57,9 @@ type Options struct {
 	Conversations *object.Kind[*conversationstorev1.ConversationState]
 	// APIs is the APICoordinator's kind, whose objects the context shows in brief.
 	APIs *object.Kind[*coordinationstorev1.ApiState]
-	// Issues is the LinearManager's kind, of which the context shows the open ones.
-	Issues *object.Kind[issueState]
+	// Issues is the LinearManager's kind, of which the context shows the open ones, as PresentIssue does.
+	Issues       *object.Kind[issueState]
+	PresentIssue func(object.Snapshot[issueState]) *linearv1.Issue
 }
 
 // Manager serves ProjectService. It is safe for concurrent use.

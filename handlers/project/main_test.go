@@ -72,7 +72,7 @@ func serve(t testing.TB, b *bundle) *bundle {
 	b.rt = object.NewRuntime(b.DB, object.Config{})
 	b.kinds, b.issues = Register(b.rt), linear.Register(b.rt)
 	b.talks, b.apis = conversation.Register(b.rt), coordination.Register(b.rt)
-	m := NewManager(Options{Kinds: b.kinds, Runtime: b.rt, Conversations: b.talks, APIs: b.apis, Issues: b.issues.Issues})
+	m := NewManager(Options{Kinds: b.kinds, Runtime: b.rt, Conversations: b.talks, APIs: b.apis, Issues: b.issues.Issues, PresentIssue: linear.PresentIssue})
 	b.url = handlertest.Serve(t, b.Bundle, b.rt, handlers.Options{
 		Services: []handlers.Service{
 			handlers.NewService[projectv1connect.ProjectServiceHandler](projectv1connect.ProjectServiceName,
@@ -106,11 +106,16 @@ func (b *bundle) watch(t testing.TB, user identity.User) watchv1connect.WatchSer
 	return watchv1connect.NewWatchServiceClient(b.http(t, user), b.url)
 }
 
+// linear calls the issues as a service.
+func (b *bundle) linear(t testing.TB) linearv1connect.LinearServiceClient {
+	t.Helper()
+	return linearv1connect.NewLinearServiceClient(b.http(t, nobody), b.url)
+}
+
 // put stores issues, as a service.
 func (b *bundle) put(t testing.TB, issues ...*structpb.Struct) {
 	t.Helper()
-	c := linearv1connect.NewLinearServiceClient(b.http(t, nobody), b.url)
-	must(c.PutIssues(t.Context(), &linearv1.PutIssuesRequest{Issues: issues}))(t)
+	must(b.linear(t).PutIssues(t.Context(), &linearv1.PutIssuesRequest{Issues: issues}))(t)
 }
 
 // talk calls the conversations as a user.
