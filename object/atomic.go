@@ -271,7 +271,7 @@ func refuseGroups(works []*work) {
 	}
 }
 
-// commitGroupsSure is commitSure for groups: what fails is tried again group by group, and a group whose locks were not to be had once
+// commitGroupsSure is commitSure for groups: what fails is tried again group by group, and a group whose locks could not be taken once
 // more.
 func (rt *Runtime) commitGroupsSure(works []*work) {
 	err := rt.attempt(works)

@@ -117,7 +117,7 @@ type catchUpRead struct {
 	gap
 
 	kind   *kind
-	recent int // the most entries that somebody wants of a snapshot
+	recent int // the most entries that any of them wants of a snapshot
 	rec    *record
 	events []dbsqlc.ListEventsRow
 	index  map[entryKey]int

@@ -47,7 +47,7 @@ func (rt *Runtime) bound(works []*work) {
 }
 
 // prepare reports whether an object may take the fast path: the cache has it, or it is about to be created. One that was deleted
-// does not: a retry of its deletion must not pass for the first request of a new life. Nor does one whose lock was not to be had.
+// does not: a retry of its deletion must not pass for the first request of a new life. Nor does one whose lock could not be taken in time.
 func (rt *Runtime) prepare(w *work) bool {
 	w.base = rt.cache.get(w.box.key)
 	if w.alone || w.base != nil && w.base.state == nil {
@@ -150,7 +150,7 @@ func (rt *Runtime) commitSure(works []*work) {
 		if len(works) > 1 {
 			rest := works
 			if errors.Is(err, db.ErrForbidden) || errors.Is(err, db.ErrFenced) {
-				// Most likely somebody creates over a row that they may not see. The others need not go one by one for it.
+				// Most likely a caller creates an object over a row that the caller may not see. The others need not go one by one for that.
 				var fine []*work
 				fine, rest = splitCreators(works)
 				if len(fine) > 0 && len(rest) > 0 {
@@ -224,7 +224,7 @@ func (rt *Runtime) divide(works []*work) bool {
 	return true
 }
 
-// splitCreators tells those who create an object from those who change one.
+// splitCreators separates works that create an object from those that change one.
 func splitCreators(works []*work) (changing, creating []*work) {
 	for _, w := range works {
 		if w.base == nil && len(w.events) > 0 {

@@ -221,7 +221,7 @@ type lane struct {
 	waiting  int
 	inFlight int
 	queued   bool // in Runtime.turn
-	// stuck are mailboxes of objects whose lock was not to be had. They go one at a time, beside the batches in flight, so that
+	// stuck are mailboxes of objects whose lock could not be taken in time. They go one at a time, beside the batches in flight, so that
 	// the lane's other objects wait for none of them.
 	stuck    []*mailbox
 	stuckOne bool // is in flight

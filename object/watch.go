@@ -25,7 +25,7 @@ type Change[S proto.Message] struct {
 	// Reset: a snapshot, with the newest entries of the kind's Recent collection. Forget what came before.
 	Reset bool
 	// More of the same follows in the next Change: it was too much for one, see AnswerBytes. Version is the last one of which
-	// nothing is missing: who is cut off goes on from there, and may be told again what he was told of the next. While a
+	// nothing is missing: a watcher that is cut off continues from there, and may be told again what it was told of the next. While a
 	// snapshot is not complete it is 0.
 	More bool
 	// Deleted: the object is gone; nothing follows.

@@ -25,7 +25,7 @@ type work struct {
 	room  *int
 	spent int
 	later []*change
-	// alone: the batch has no other object, because this one's lock was not to be had. contended: it was not, in this batch.
+	// alone: the batch has no other object, because this one's lock could not be taken in time. contended: nor could it in this batch.
 	alone, contended bool
 	asleep           bool // the object slept when the batch came to it
 
