@@ -13,6 +13,8 @@ export interface CallOptions {
   timeout?: number | undefined;
   /** More headers, such as `traceparent`. */
   headers?: { [name: string]: string } | undefined;
+  /** Let the browser send it though the page goes; at most 64 KiB. */
+  keepalive?: boolean | undefined;
 }
 
 /** Who a call is made as. */
@@ -54,6 +56,7 @@ export function rpc(transport: Transport, given: CallOptions = {}): Rpc {
     signal: o.signal ?? given.signal,
     timeout: o.timeout ?? given.timeout,
     headers: { ...given.headers, ...o.headers },
+    keepalive: o.keepalive ?? given.keepalive,
   });
   const out: { [service: string]: unknown } = {};
   for (const [service, [path, calls]] of Object.entries(services)) {
@@ -107,7 +110,7 @@ async function unary(t: Transport, m: Method, request: object, options: CallOpti
       let error: HoldfastError;
       try {
         bearer = await t.credentials.bearer(signal);
-        return await send(t, m, sent, bearer, requestId, end, signal, options.headers);
+        return await send(t, m, sent, bearer, requestId, end, signal, options);
       } catch (e) {
         signal.throwIfAborted();
         if (!is(e)) throw e;
@@ -140,7 +143,7 @@ async function send(
   requestId: string | undefined,
   end: number,
   signal: AbortSignal,
-  headers: CallOptions["headers"],
+  { headers, keepalive }: CallOptions,
 ): Promise<unknown> {
   const ms = t.attemptTimeout;
   let response: Response;
@@ -151,10 +154,8 @@ async function send(
       signal,
       () => new Error(`none within ${ms} ms`),
       async (s) => {
-        const r = await post(t, m, body, bearer, "application/json", s, {
-          ...headers,
-          "Connect-Timeout-Ms": String(Math.max(1, Math.ceil(Math.min(ms, end - now())))),
-        });
+        const more = { ...headers, "Connect-Timeout-Ms": String(Math.max(1, Math.ceil(Math.min(ms, end - now())))) };
+        const r = await post(t, m, body, bearer, "application/json", s, more, keepalive);
         if (!isJson(r)) throw await foreign(r, m, requestId);
         return [r, JSON.parse(await r.text()) as { [name: string]: unknown }] as const;
       },
@@ -177,12 +178,13 @@ function post(
   type: string,
   signal: AbortSignal,
   more: { [name: string]: string } = {},
+  keepalive = false,
 ): Promise<Response> {
   const headers: { [name: string]: string } = { ...t.headers, ...more, "Content-Type": type, "Connect-Protocol-Version": "1" };
   if (bearer !== undefined) headers["Authorization"] = `Bearer ${bearer}`;
   // "manual", because Workers know no "error". `fetch` is called as a function: browsers refuse it as another object's method.
   const { fetch } = t;
-  return fetch(t.url + m.path, { method: "POST", headers, body, signal, redirect: "manual" });
+  return fetch(t.url + m.path, { method: "POST", headers, body, signal, redirect: "manual", ...(keepalive && { keepalive }) });
 }
 
 const isJson = (r: Response): boolean => /^application\/json\b/.test(r.headers.get("Content-Type") ?? "");
