@@ -34,7 +34,7 @@ var stateArea = area{
 			"Apply": `{"requestId":"r-2","ifVersion":"1","ref":{"type":"note","name":"c1","owner":"ada"},"mustExist":true,"labels":{"a":"b"},"ttl":"90000s","operations":[
 				{"setState":{"a":{"b":[1]}}},{"setStateJson":"{\"a\":{\"b\":[1]},\"n\":1}"},{"setFields":{"fields":{"/a/b/0":2},"fieldsJson":{"c":"3"},"remove":["d"]}},
 				{"increment":{"path":"n","by":0.5}},{"append":{"collection":"items","jsonText":"1"}},
-				{"put":{"entry":{"collection":"items","key":"k","text":"t"},"onExists":"ON_EXISTS_KEEP"}},{"put":{"entry":{"collection":"items","key":"l","data":"AAE="}}},
+				{"put":{"entry":{"collection":"items","key":"k","text":"t","labels":{"a":"b"}},"onExists":"ON_EXISTS_KEEP"}},{"put":{"entry":{"collection":"items","key":"l","data":"AAE="}}},
 				{"expect":{"path":"n","json":1.5}},{"expect":{"collection":"items","key":"k","text":"t"}},{"expect":{"collection":"items","last":{"entries":[{"data":"AAE="}]}}},
 				{"delete":{"collection":"items","prefix":"l","returnDeleted":true}},{"delete":{"collection":"items","keys":["k"]}},{"delete":{"collection":"items","last":1}},
 				{"lease":{"name":"w","holder":"h","duration":"30s"}},{"emit":"edited"},{"setTimer":{"name":"t","dueIn":"60s"}},{"setTimer":{"name":"u","dueTime":"2026-01-01T00:00:00Z"}},
@@ -42,7 +42,7 @@ var stateArea = area{
 			"ApplyTogether": `{"requestId":"r-3","changes":[{"ifVersion":"1","ref":{"type":"note","name":"c1","owner":"ada"},"mustExist":true,"labels":{"a":"b"},"ttl":"90000s",
 				"operations":[{"increment":{"path":"n","by":0.5}}]},{"ref":{"type":"note","name":"c3"},"keepForever":true}]}`,
 			"Read": `{"reads":[{"ref":{"type":"note","name":"c1","owner":"ada"},"ifVersionNot":"9","withoutState":true,"queries":[
-				{"collection":"items","prefix":"0","after":"0","before":"1","reverse":true,"limit":5},{"collection":"items","keys":["000000000001"]}]}]}`,
+				{"collection":"items","prefix":"0","after":"0","before":"1","reverse":true,"limit":5},{"collection":"items","keys":["000000000001"]},{"collection":"items","label":{"key":"a","value":"b"}}]}]}`,
 			"ListStates":  `{"pageSize":5,"filter":{"type":"note","owner":"ada","namePrefix":"c","labels":{"a":"b"}},"byName":true,"withState":true}`,
 			"DeleteState": `{"requestId":"r-2","ifVersion":"1","ref":{"type":"note","name":"c1"}}`,
 			"ForkState": `{"requestId":"r-2c1","ifVersion":"0","ref":{"type":"note","name":"c1"},"atVersion":"1","through":{"collection":"items","key":"000000000001"},

@@ -249,8 +249,9 @@ func (k *Kind[S]) Now() time.Time { return k.rt.db.Now() }
 type Snapshot[S proto.Message] struct {
 	Info
 	State S
-	// Recent is the newest entries that were asked for, oldest first.
-	Recent []Entry
+	// Recent is the newest entries that were asked for, oldest first. RecentWhole: there are no others.
+	Recent      []Entry
+	RecentWhole bool
 	// NotModified: the object is at the version of IfVersionNot; State and Recent are not set.
 	NotModified bool
 }
@@ -297,9 +298,29 @@ func (k *Kind[S]) View(ctx context.Context, id ID, opts ...ViewOption) (Snapshot
 		return s, nil
 	}
 	s.State = rec.state.(S) //nolint:forcetypeassert // decoded from the kind's prototype
-	recent, _ := rec.recent.last(o.recent)
-	s.Recent = fitting(recent, k.room(rec))
+	s.setRecent(rec, o.recent, k.room(rec))
 	return s, nil
+}
+
+func (s *Snapshot[S]) setRecent(rec *record, n int, room Room) {
+	recent, _ := rec.recent.last(n)
+	s.Recent = fitting(recent, room)
+	s.RecentWhole = rec.recent.whole && len(s.Recent) == len(rec.recent.entries)
+}
+
+// Remembered returns what the cache has of an object, with up to n of its newest entries, or false. It does not ask whether that is still so:
+// it is for choosing how to read.
+func (k *Kind[S]) Remembered(ctx context.Context, id ID, n int) (s Snapshot[S], ok bool) {
+	caller, err := identity.From(ctx)
+	if err != nil {
+		return s, false
+	}
+	rec := k.rt.cache.get(k.at(caller.Tenant, id))
+	if rec == nil || !rec.recent.known || !caller.MaySee(rec.owner) {
+		return s, false
+	}
+	s.setRecent(rec, n, Room{})
+	return s, true
 }
 
 // UpdateOption adjusts an Update.

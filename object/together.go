@@ -20,6 +20,8 @@ type Together struct {
 	rt    *Runtime
 	err   error
 	reads []func(*db.Pipeline, identity.Identity)
+	// later are reads of what the others found: they take one more round trip, in the same moment.
+	later []func(*db.Pipeline, identity.Identity)
 	// asleep is an object whose entries could not be read, because it sleeps.
 	asleep key
 	taken  int // bytes of entries
@@ -107,23 +109,58 @@ func EntriesIn[S proto.Message](r *Together, k *Kind[S], id ID, collection strin
 // LookupIn adds the entries of a collection that have one of the keys; see EntriesIn.
 func LookupIn[S proto.Message](r *Together, k *Kind[S], id ID, collection string, keys ...string) *EntriesPage {
 	page := &EntriesPage{}
+	queueEntries(r, k, id, page, lookup(r, k, id, page, collection, &keys), collection)
+	return page
+}
+
+// IndexedIn adds the entries of a collection to which up to limit entries of another, its index, lead: of returns the key of one in the
+// collection by that of the other. They are in the order of the index; see EntriesIn. It takes a second round trip.
+func IndexedIn[S proto.Message](
+	r *Together, k *Kind[S], id ID, index string, part Range, limit int, collection string, of func(key string) string,
+) *EntriesPage {
+	page, keys, more := &EntriesPage{}, []string(nil), false
+	var find func(*db.Pipeline)
 	queueEntries(r, k, id, page, func(p *db.Pipeline, caller identity.Identity, add func(key, body string) error) {
+		keys, more = nil, false
+		queuePage(p, k.at(caller.Tenant, id), index, k.readerOf(caller, index), part, limit+1, AnswerBytes, func(row *dbsqlc.ListEntriesAfterRow) error {
+			switch {
+			case !part.has(row.Key):
+			case len(keys) == limit:
+				more = true
+			default:
+				keys = append(keys, of(row.Key))
+			}
+			return nil
+		})
+		find = func(p *db.Pipeline) {
+			page.More = more
+			lookup(r, k, id, page, collection, &keys)(p, caller, add)
+		}
+	}, collection)
+	r.later = append(r.later, func(p *db.Pipeline, _ identity.Identity) { find(p) })
+	return page
+}
+
+func lookup[S proto.Message](
+	r *Together, k *Kind[S], id ID, page *EntriesPage, collection string, keys *[]string,
+) func(p *db.Pipeline, caller identity.Identity, add func(key, body string) error) {
+	return func(p *db.Pipeline, caller identity.Identity, add func(key, body string) error) {
+		full := false
 		a := dbsqlc.LoadEntriesParams{TenantID: string(caller.Tenant)}
-		for _, key := range keys {
+		for _, key := range *keys {
 			a.Ords, a.Kinds, a.Ids = append(a.Ords, 0), append(a.Kinds, k.name), append(a.Ids, string(id))
 			a.Collections, a.Keys = append(a.Collections, collection), append(a.Keys, key)
 			a.Readers = append(a.Readers, k.reader(caller).column())
 		}
 		p.LoadEntries(a, func(row *dbsqlc.LoadEntriesRow) error {
-			if r.taken > 0 && r.taken+len(row.Body) > AnswerBytes {
+			if full = full || r.taken > 0 && r.taken+len(row.Body) > AnswerBytes; full {
 				page.More = true
 				return nil
 			}
 			r.taken += len(row.Body) + itemOverhead
 			return add(row.Key, row.Body)
 		})
-	}, collection)
-	return page
+	}
 }
 
 func queueEntries[S proto.Message](
@@ -174,7 +211,7 @@ func (r *Together) Run(ctx context.Context) error {
 		for _, read := range r.reads {
 			read(p, caller)
 		}
-		err := r.rt.db.RunSnapshot(ctx, p)
+		err := r.send(ctx, caller, p)
 		if err == nil {
 			break
 		}
@@ -199,4 +236,21 @@ func (r *Together) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// send sends the reads, and then those of what they found.
+func (r *Together) send(ctx context.Context, caller identity.Identity, p *db.Pipeline) error {
+	if len(r.later) == 0 {
+		return r.rt.db.RunSnapshot(ctx, p)
+	}
+	tx, err := r.rt.db.Begin(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback(ctx)
+	p = tx.Next()
+	for _, read := range r.later {
+		read(p, caller)
+	}
+	return tx.ReadAndEnd(ctx, p)
 }

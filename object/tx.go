@@ -214,6 +214,16 @@ func (t *txn) ExpectAbsent(collection, key string) {
 	}
 }
 
+// Presume says of an entry that it is there and what it is, so that it is not read before it is replaced or removed. Only an entry that
+// another one, which the closure has seen, implies may be presumed.
+func (t *txn) Presume(collection, key string, value proto.Message) {
+	if k := (entryKey{collection, key}); t.work.loaded == nil {
+		t.work.loaded = map[entryKey]held{k: {value: value}}
+	} else if t.work.loaded[k].value == nil {
+		t.work.loaded[k] = held{value: value}
+	}
+}
+
 // SetTimer stages a wake-up of the object by its kind's OnTimer at a time, or as soon as may be where that is past. It
 // replaces a timer of that name, which has 1 to 128 bytes of UTF-8. An object has at most 1,000.
 func (t *txn) SetTimer(name string, at time.Time) {

@@ -22,7 +22,7 @@ func TestTheExamplesOfTheDocs(t *testing.T) {
 	}
 	user, service := handlertest.Client(t, b.Bundle, ada, nil), handlertest.Client(t, b.Bundle, nobody, nil)
 	examples := regexp.MustCompile(`(?m)^(apply|together|read|take|declare_type|events) '(.*)'\n# (.*)$`).FindAllStringSubmatch(string(text), -1)
-	if len(examples) < 26 {
+	if len(examples) < 28 {
 		t.Fatalf("only %d examples were found", len(examples))
 	}
 	for _, e := range examples {

@@ -316,7 +316,7 @@ func (c *change) increment(i int, op *statev1.Increment, r *statev1.Result) erro
 
 // written is the entry of a field as it is stored.
 func (c *change) written(field string, e *statev1.Entry) (*storev1.Entry, error) {
-	out := &storev1.Entry{Version: c.version}
+	out := &storev1.Entry{Version: c.version, Labels: e.GetLabels()}
 	var size int
 	switch v := e.GetValue().(type) {
 	case *statev1.Entry_Text:
@@ -340,7 +340,7 @@ func (c *change) written(field string, e *statev1.Entry) (*storev1.Entry, error)
 
 // shown is an entry as callers see it.
 func shown(collection, key string, e *storev1.Entry) *statev1.Entry {
-	out := &statev1.Entry{Collection: collection, Key: key, Version: e.GetVersion()}
+	out := &statev1.Entry{Collection: collection, Key: key, Version: e.GetVersion(), Labels: e.GetLabels()}
 	switch v := e.GetValue().(type) {
 	case *storev1.Entry_Text:
 		out.Value = &statev1.Entry_Text{Text: v.Text}

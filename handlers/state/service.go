@@ -61,14 +61,37 @@ func (t txEntries) get(collection, key string) *storev1.Entry {
 }
 
 func (t txEntries) put(collection, key string, e *storev1.Entry, fresh bool) {
+	var were map[string]string
 	if fresh {
 		t.tx.ExpectAbsent(inEntries, stored(collection, key))
+	} else {
+		were = t.get(collection, key).GetLabels()
 	}
+	t.label(collection, key, were, e.GetLabels())
 	t.tx.Put(inEntries, stored(collection, key), e)
 }
 
 func (t txEntries) remove(collection, key string) {
+	t.label(collection, key, t.get(collection, key).GetLabels(), nil)
 	t.tx.DeleteEntry(inEntries, stored(collection, key))
+}
+
+// label keeps the index of labels: an entry there for each label of an entry.
+func (t txEntries) label(collection, key string, were, are map[string]string) {
+	for label, value := range were {
+		if are[label] != value {
+			at := stored(labelled(collection, label, value), key)
+			t.tx.Presume(inLabels, at, &storev1.Entry{})
+			t.tx.DeleteEntry(inLabels, at)
+		}
+	}
+	for label, value := range are {
+		if were[label] != value {
+			at := stored(labelled(collection, label, value), key)
+			t.tx.ExpectAbsent(inLabels, at)
+			t.tx.Put(inLabels, at, &storev1.Entry{})
+		}
+	}
 }
 
 func (t txEntries) scan(collection string, p part, limit int) (out []found, more bool) {
@@ -143,7 +166,7 @@ func (m *Manager) applying(ctx context.Context, req *statev1.ApplyRequest, room 
 	if req.GetTtl() != nil && req.GetKeepForever() {
 		return applying{}, problem.InvalidArgument("ttl", "is set, and keep_forever too")
 	}
-	opts := []object.UpdateOption{object.OwnedBy(of.owner)}
+	opts := []object.UpdateOption{object.OwnedBy(of.owner), object.Prefetch(inEntries, named(req.GetOperations())...)}
 	if !req.GetMustExist() {
 		opts = append(opts, object.Upsert())
 	}
@@ -177,6 +200,22 @@ func (m *Manager) applying(ctx context.Context, req *statev1.ApplyRequest, room 
 		}
 		return &statev1.ApplyResponse{Version: int64(tx.Info().Version), Created: !existed, Results: results}, nil
 	}, opts}, nil
+}
+
+// named are the stored keys of the entries that operations name.
+func named(ops []*statev1.Operation) (keys []string) {
+	for _, op := range ops {
+		if e := op.GetPut().GetEntry(); e != nil {
+			keys = append(keys, stored(e.GetCollection(), e.GetKey()))
+		}
+		if e := op.GetExpect(); e.GetKey() != "" {
+			keys = append(keys, stored(e.GetCollection(), e.GetKey()))
+		}
+		for _, key := range op.GetDelete().GetKeys() {
+			keys = append(keys, stored(op.GetDelete().GetCollection(), key))
+		}
+	}
+	return keys
 }
 
 // Apply implements StateService.
@@ -263,13 +302,23 @@ func (m *Manager) ask(r *object.Together, id object.ID, q *statev1.Query) pages 
 		out.parts = append(out.parts, object.LookupIn(r, m.kind, id, inEntries, keys...))
 		return out
 	}
-	exact, part := part{q.GetPrefix(), q.GetAfter(), q.GetBefore(), q.GetReverse()}.stored(q.GetCollection())
-	if exact != "" && !q.GetReverse() {
-		out.parts = append(out.parts, object.LookupIn(r, m.kind, id, inEntries, exact))
+	part, in := part{q.GetPrefix(), q.GetAfter(), q.GetBefore(), q.GetReverse()}, q.GetCollection()
+	if l := q.GetLabel(); l != nil {
+		in = labelled(in, l.GetKey(), l.GetValue())
 	}
-	out.parts = append(out.parts, object.EntriesIn(r, m.kind, id, inEntries, part, out.limit))
-	if exact != "" && q.GetReverse() {
-		out.parts = append(out.parts, object.LookupIn(r, m.kind, id, inEntries, exact))
+	exact, reach := part.stored(in)
+	if exact != "" { // page leaves it out if it has not the label
+		out.parts = append(out.parts, object.LookupIn(r, m.kind, id, inEntries, stored(q.GetCollection(), q.GetPrefix())))
+	}
+	if q.GetLabel() == nil {
+		out.parts = append(out.parts, object.EntriesIn(r, m.kind, id, inEntries, reach, out.limit))
+	} else {
+		out.parts = append(out.parts, object.IndexedIn(r, m.kind, id, inLabels, reach, out.limit, inEntries, func(key string) string {
+			return stored(q.GetCollection(), strings.TrimPrefix(key, in+"/"))
+		}))
+	}
+	if q.GetReverse() {
+		slices.Reverse(out.parts)
 	}
 	return out
 }
@@ -279,17 +328,20 @@ func (p pages) page(room *object.Room) *statev1.Page {
 	out := &statev1.Page{Collection: p.query.GetCollection()}
 	for _, part := range p.parts {
 		entries := part.Entries
-		if len(p.query.GetKeys()) > 0 {
+		if len(p.query.GetKeys()) > 0 || p.query.GetLabel() != nil {
 			slices.SortFunc(entries, func(a, b object.Entry) int { return strings.Compare(a.Key, b.Key) })
 			if p.query.GetReverse() {
 				slices.Reverse(entries)
 			}
 		}
 		for _, e := range entries {
+			value, _ := e.Value.(*storev1.Entry)
+			if l := p.query.GetLabel(); l != nil && value.GetLabels()[l.GetKey()] != l.GetValue() {
+				continue
+			}
 			if out.More = len(out.GetEntries()) == p.limit || !room.Fits(e.Size()); out.GetMore() {
 				return out
 			}
-			value, _ := e.Value.(*storev1.Entry)
 			collection, key := spelt(e.Key)
 			out.Entries = append(out.Entries, shown(collection, key, value))
 		}
@@ -301,8 +353,74 @@ func (p pages) page(room *object.Room) *statev1.Page {
 	return out
 }
 
+// readNewest is Read of one object and, at most, the last entries of one collection, by a View: views that come at once share a round trip.
+// It returns nil if that does not suffice.
+func (m *Manager) readNewest(ctx context.Context, read *statev1.ReadOne) (*statev1.ReadResponse, error) {
+	of, err := resolve(ctx, read.GetRef())
+	q := &statev1.Query{}
+	switch {
+	case err != nil || len(read.GetQueries()) > 1:
+		return nil, err
+	case len(read.GetQueries()) == 1:
+		q = read.GetQueries()[0]
+		if !proto.Equal(q, &statev1.Query{Collection: q.GetCollection(), Reverse: true, Limit: q.GetLimit()}) || q.GetLimit() < 1 || q.GetLimit() >= recentKeep {
+			return nil, nil
+		}
+	}
+	limit, from := int(q.GetLimit()), stored(q.GetCollection(), "")
+	newest := func(s object.Snapshot[state]) (last []object.Entry, ok bool) {
+		for _, e := range slices.Backward(s.Recent) {
+			if collection, _ := spelt(e.Key); collection == q.GetCollection() {
+				last = append(last, e)
+			}
+		}
+		// What is recent has every entry from its first one's key on.
+		return last, limit == 0 || len(last) > limit || s.RecentWhole || len(s.Recent) > 0 && s.Recent[0].Key < from
+	}
+	if s, ok := m.kind.Remembered(ctx, of.id(), limit+1); ok {
+		if _, ok := newest(s); !ok {
+			return nil, nil
+		}
+	}
+	var opts []object.ViewOption
+	if limit > 0 {
+		opts = append(opts, object.WithRecent(limit+1))
+	}
+	s, err := m.kind.View(ctx, of.id(), opts...)
+	absent := errors.Is(err, object.ErrNotFound)
+	last, ok := newest(s)
+	if !absent && (err != nil || !ok) {
+		return nil, err
+	}
+	o := seen(of, read, s, !absent)
+	if limit > 0 {
+		room := object.Room{Bytes: max(1, object.AnswerBytes-rpc.AnswerSize(o))}
+		o.Pages = []*statev1.Page{pages{query: q, limit: limit, parts: []*object.EntriesPage{{Entries: last}}}.page(&room)}
+	}
+	return &statev1.ReadResponse{Objects: []*statev1.Object{o}}, nil
+}
+
+// seen is an object as a read shows it, without pages.
+func seen(of address, read *statev1.ReadOne, s object.Snapshot[state], found bool) *statev1.Object {
+	owner := string(of.owner)
+	o := &statev1.Object{Ref: &statev1.Ref{Type: of.kind, Name: of.name, Owner: &owner}, Absent: !found}
+	switch {
+	case !found:
+	case read.IfVersionNot != nil && read.GetIfVersionNot() == int64(s.Version): //nolint:protogetter // unset is no condition
+		o.NotModified, o.Version = true, int64(s.Version)
+	default:
+		return present(s.Info, s.State, !read.GetWithoutState())
+	}
+	return o
+}
+
 // Read implements StateService.
 func (m *Manager) Read(ctx context.Context, req *statev1.ReadRequest) (*statev1.ReadResponse, error) {
+	if len(req.GetReads()) == 1 {
+		if res, err := m.readNewest(ctx, req.GetReads()[0]); res != nil || err != nil {
+			return res, err
+		}
+	}
 	type one struct {
 		view  *object.Viewed[state]
 		pages []pages
@@ -320,8 +438,8 @@ func (m *Manager) Read(ctx context.Context, req *statev1.ReadRequest) (*statev1.
 		}
 		all[i] = one{view: object.ViewIn(r, m.kind, of.id()), of: of}
 		for j, q := range read.GetQueries() {
-			if len(q.GetKeys()) > 0 && (q.GetPrefix() != "" || q.GetAfter() != "" || q.GetBefore() != "" || q.GetLimit() != 0) {
-				return nil, problem.InvalidArgument(fmt.Sprintf("reads[%d].queries[%d]", i, j), "names keys, and a range or a limit too")
+			if len(q.GetKeys()) > 0 && (q.GetPrefix() != "" || q.GetAfter() != "" || q.GetBefore() != "" || q.GetLimit() != 0 || q.GetLabel() != nil) {
+				return nil, problem.InvalidArgument(fmt.Sprintf("reads[%d].queries[%d]", i, j), "names keys, and a range, a limit or a label too")
 			}
 			all[i].pages = append(all[i].pages, m.ask(r, of.id(), q))
 		}
@@ -331,14 +449,8 @@ func (m *Manager) Read(ctx context.Context, req *statev1.ReadRequest) (*statev1.
 	}
 	res, states := &statev1.ReadResponse{}, 0
 	for i, read := range req.GetReads() {
-		s, owner := all[i].view.Snapshot, string(all[i].of.owner)
-		o := &statev1.Object{Ref: &statev1.Ref{Type: all[i].of.kind, Name: all[i].of.name, Owner: &owner}, Absent: !all[i].view.Found}
-		switch {
-		case o.GetAbsent():
-		case read.IfVersionNot != nil && read.GetIfVersionNot() == int64(s.Version): //nolint:protogetter // unset is no condition
-			o.NotModified, o.Version = true, int64(s.Version)
-		default:
-			o = present(s.Info, s.State, !read.GetWithoutState())
+		o := seen(all[i].of, read, all[i].view.Snapshot, all[i].view.Found)
+		if !o.GetAbsent() && !o.GetNotModified() {
 			size := rpc.AnswerSize(o)
 			if states += size; i > 0 && states > object.AnswerBytes {
 				return nil, problem.SizeExceeded("bytes", int64(states), object.AnswerBytes, "the states have more than 2 MiB together; read fewer objects at a time")
@@ -467,7 +579,7 @@ func (m *Manager) ForkState(ctx context.Context, req *statev1.ForkStateRequest) 
 		if t := req.GetThrough(); t != nil {
 			behind, _ := txEntries{tx}.scan(t.GetCollection(), part{after: t.GetKey()}, maxForked)
 			for _, f := range behind {
-				tx.DeleteEntry(inEntries, stored(t.GetCollection(), f.key))
+				txEntries{tx}.remove(t.GetCollection(), f.key)
 			}
 		}
 		return &statev1.ForkStateResponse{Object: present(tx.Info(), s, true)}, nil

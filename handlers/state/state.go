@@ -32,6 +32,9 @@ type Kind = *object.Kind[state]
 // inEntries is the collection of the entries of all of an object's collections; key: "<collection>/<key>".
 const inEntries = "entries"
 
+// inLabels is the index of entries by their labels; see labelled.
+const inLabels = "labels"
+
 const (
 	// maxState and maxValue bound a state and the value of an entry, as the caller spelt them.
 	maxState = 256 << 10
@@ -39,7 +42,7 @@ const (
 	// Stored, texts have escapes, and bytes are base64.
 	storedState = 1 << 20
 	storedEntry = 4 << 20
-	recentKeep  = 20
+	recentKeep  = 21 // the last 20, and whether there are more
 )
 
 // Kinds are those of the objects and of what their types are declared to be.
@@ -58,7 +61,7 @@ func config() object.KindConfig[state] {
 		Name: "state", SchemaVersion: 1, Terms: terms, Orders: dueOrders, Users: object.UsersShare, UserRestore: true,
 		StateBytes: storedState, EntryBytes: storedEntry,
 		TTLOf:       func(s state) time.Duration { return s.GetTtl().AsDuration() },
-		Collections: map[string]proto.Message{inEntries: &storev1.Entry{}},
+		Collections: map[string]proto.Message{inEntries: &storev1.Entry{}, inLabels: &storev1.Entry{}},
 		Recent:      inEntries, RecentKeep: recentKeep,
 		// Who has a lease may have lost it to another since. Numbers are versions, so none is given twice.
 		Restored: func(s, _ state, _ time.Time) {
@@ -198,6 +201,12 @@ const maxLabels = 64
 
 // stored is the key of an entry among those of all collections.
 func stored(collection, key string) string { return collection + "/" + key }
+
+// labelled begins the keys, in the index, of the entries of a collection that have a label: "<collection>/<label>=<value>". Their own keys
+// follow, behind a slash.
+func labelled(collection, label, value string) string {
+	return collection + "/" + label + "=" + strings.NewReplacer("%", "%25", "/", "%2F").Replace(value)
+}
 
 // spelt splits a stored key.
 func spelt(key string) (collection, name string) {

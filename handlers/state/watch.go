@@ -56,7 +56,7 @@ func (m *Manager) follow(ctx context.Context, item *watchv1.Item, tell watch.Tel
 		change.Put = []*watchv1.Thing{{Key: "object", Thing: &watchv1.Thing_Object{Object: present(c.Info, c.State, true)}}}
 		for _, e := range c.Entries {
 			collection, key := spelt(e.Key)
-			if _, ok := limits[collection]; !ok {
+			if _, ok := limits[collection]; !ok || e.Collection != inEntries {
 				continue
 			}
 			if value, ok := e.Value.(*storev1.Entry); ok {

@@ -218,7 +218,7 @@ func TestAWatcherBeginsWithTheEntriesThatItAskedFor(t *testing.T) {
 		{'append':{'collection':'l','json':3}},{'append':{'collection':'la','json':1}}]}`)
 	// The newest of all are of another collection, and more than the runtime keeps at hand.
 	var more []string
-	for range 3 * recentKeep {
+	for range 60 {
 		more = append(more, `{'append':{'collection':'z','json':1}}`)
 	}
 	c.apply(t, `{'ref':{'type':'t','name':'a'},'operations':[`+strings.Join(more, ",")+`]}`)

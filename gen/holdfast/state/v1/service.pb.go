@@ -492,7 +492,9 @@ type Entry struct {
 	//	*Entry_Data
 	Value isEntry_Value `protobuf_oneof:"value"`
 	// Set by the server: the object's version that wrote the entry.
-	Version       int64 `protobuf:"varint,7,opt,name=version,proto3" json:"version,omitempty"`
+	Version int64 `protobuf:"varint,7,opt,name=version,proto3" json:"version,omitempty"`
+	// What a Query can choose entries by. A put replaces them with the value; an `expect` does not look at them.
+	Labels        map[string]string `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -591,6 +593,13 @@ func (x *Entry) GetVersion() int64 {
 	return 0
 }
 
+func (x *Entry) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 type isEntry_Value interface {
 	isEntry_Value()
 }
@@ -623,6 +632,61 @@ func (*Entry_Text) isEntry_Value() {}
 
 func (*Entry_Data) isEntry_Value() {}
 
+// Label is a label of entries with its value.
+type Label struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Such as "role".
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Such as "user".
+	Value         string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Label) Reset() {
+	*x = Label{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Label) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Label) ProtoMessage() {}
+
+func (x *Label) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Label.ProtoReflect.Descriptor instead.
+func (*Label) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Label) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Label) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
 // ApplyRequest asks for a change of an object.
 type ApplyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -648,7 +712,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[5]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -660,7 +724,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[5]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -673,7 +737,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{5}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ApplyRequest) GetRequestId() string {
@@ -747,7 +811,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[6]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +823,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[6]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +836,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{6}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ApplyResponse) GetVersion() int64 {
@@ -809,7 +873,7 @@ type ApplyTogetherRequest struct {
 
 func (x *ApplyTogetherRequest) Reset() {
 	*x = ApplyTogetherRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[7]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +885,7 @@ func (x *ApplyTogetherRequest) String() string {
 func (*ApplyTogetherRequest) ProtoMessage() {}
 
 func (x *ApplyTogetherRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[7]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +898,7 @@ func (x *ApplyTogetherRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyTogetherRequest.ProtoReflect.Descriptor instead.
 func (*ApplyTogetherRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{7}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ApplyTogetherRequest) GetRequestId() string {
@@ -862,7 +926,7 @@ type ApplyTogetherResponse struct {
 
 func (x *ApplyTogetherResponse) Reset() {
 	*x = ApplyTogetherResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[8]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -874,7 +938,7 @@ func (x *ApplyTogetherResponse) String() string {
 func (*ApplyTogetherResponse) ProtoMessage() {}
 
 func (x *ApplyTogetherResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[8]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -887,7 +951,7 @@ func (x *ApplyTogetherResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyTogetherResponse.ProtoReflect.Descriptor instead.
 func (*ApplyTogetherResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{8}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ApplyTogetherResponse) GetChanges() []*ApplyResponse {
@@ -924,7 +988,7 @@ type Operation struct {
 
 func (x *Operation) Reset() {
 	*x = Operation{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[9]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -936,7 +1000,7 @@ func (x *Operation) String() string {
 func (*Operation) ProtoMessage() {}
 
 func (x *Operation) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[9]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -949,7 +1013,7 @@ func (x *Operation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operation.ProtoReflect.Descriptor instead.
 func (*Operation) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{9}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Operation) GetOperation() isOperation_Operation {
@@ -1186,7 +1250,7 @@ type SetFields struct {
 
 func (x *SetFields) Reset() {
 	*x = SetFields{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[10]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1198,7 +1262,7 @@ func (x *SetFields) String() string {
 func (*SetFields) ProtoMessage() {}
 
 func (x *SetFields) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[10]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1211,7 +1275,7 @@ func (x *SetFields) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetFields.ProtoReflect.Descriptor instead.
 func (*SetFields) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{10}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SetFields) GetFields() map[string]*structpb.Value {
@@ -1249,7 +1313,7 @@ type Increment struct {
 
 func (x *Increment) Reset() {
 	*x = Increment{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[11]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1325,7 @@ func (x *Increment) String() string {
 func (*Increment) ProtoMessage() {}
 
 func (x *Increment) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[11]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1338,7 @@ func (x *Increment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Increment.ProtoReflect.Descriptor instead.
 func (*Increment) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{11}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Increment) GetPath() string {
@@ -1304,7 +1368,7 @@ type Put struct {
 
 func (x *Put) Reset() {
 	*x = Put{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[12]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1316,7 +1380,7 @@ func (x *Put) String() string {
 func (*Put) ProtoMessage() {}
 
 func (x *Put) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[12]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1329,7 +1393,7 @@ func (x *Put) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Put.ProtoReflect.Descriptor instead.
 func (*Put) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{12}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Put) GetEntry() *Entry {
@@ -1375,7 +1439,7 @@ type DeleteEntries struct {
 
 func (x *DeleteEntries) Reset() {
 	*x = DeleteEntries{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1451,7 @@ func (x *DeleteEntries) String() string {
 func (*DeleteEntries) ProtoMessage() {}
 
 func (x *DeleteEntries) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[13]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1464,7 @@ func (x *DeleteEntries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEntries.ProtoReflect.Descriptor instead.
 func (*DeleteEntries) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{13}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeleteEntries) GetCollection() string {
@@ -1494,7 +1558,7 @@ type Expect struct {
 
 func (x *Expect) Reset() {
 	*x = Expect{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +1570,7 @@ func (x *Expect) String() string {
 func (*Expect) ProtoMessage() {}
 
 func (x *Expect) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[14]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +1583,7 @@ func (x *Expect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Expect.ProtoReflect.Descriptor instead.
 func (*Expect) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{14}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Expect) GetPath() string {
@@ -1677,7 +1741,7 @@ type Last struct {
 
 func (x *Last) Reset() {
 	*x = Last{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1689,7 +1753,7 @@ func (x *Last) String() string {
 func (*Last) ProtoMessage() {}
 
 func (x *Last) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[15]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1702,7 +1766,7 @@ func (x *Last) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Last.ProtoReflect.Descriptor instead.
 func (*Last) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{15}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Last) GetEntries() []*Entry {
@@ -1736,7 +1800,7 @@ type TakeLease struct {
 
 func (x *TakeLease) Reset() {
 	*x = TakeLease{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1748,7 +1812,7 @@ func (x *TakeLease) String() string {
 func (*TakeLease) ProtoMessage() {}
 
 func (x *TakeLease) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[16]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1761,7 +1825,7 @@ func (x *TakeLease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeLease.ProtoReflect.Descriptor instead.
 func (*TakeLease) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{16}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TakeLease) GetName() string {
@@ -1817,7 +1881,7 @@ type SetTimer struct {
 
 func (x *SetTimer) Reset() {
 	*x = SetTimer{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1829,7 +1893,7 @@ func (x *SetTimer) String() string {
 func (*SetTimer) ProtoMessage() {}
 
 func (x *SetTimer) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[17]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +1906,7 @@ func (x *SetTimer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimer.ProtoReflect.Descriptor instead.
 func (*SetTimer) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{17}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SetTimer) GetName() string {
@@ -1917,7 +1981,7 @@ type FinishTimer struct {
 
 func (x *FinishTimer) Reset() {
 	*x = FinishTimer{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +1993,7 @@ func (x *FinishTimer) String() string {
 func (*FinishTimer) ProtoMessage() {}
 
 func (x *FinishTimer) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[18]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2006,7 @@ func (x *FinishTimer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishTimer.ProtoReflect.Descriptor instead.
 func (*FinishTimer) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{18}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *FinishTimer) GetName() string {
@@ -2031,7 +2095,7 @@ type TimerFailure struct {
 
 func (x *TimerFailure) Reset() {
 	*x = TimerFailure{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2043,7 +2107,7 @@ func (x *TimerFailure) String() string {
 func (*TimerFailure) ProtoMessage() {}
 
 func (x *TimerFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[19]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2056,7 +2120,7 @@ func (x *TimerFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimerFailure.ProtoReflect.Descriptor instead.
 func (*TimerFailure) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{19}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TimerFailure) GetError() string {
@@ -2098,7 +2162,7 @@ type Result struct {
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2110,7 +2174,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[20]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2123,7 +2187,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{20}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Result) GetKey() string {
@@ -2193,7 +2257,7 @@ type ReadRequest struct {
 
 func (x *ReadRequest) Reset() {
 	*x = ReadRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2205,7 +2269,7 @@ func (x *ReadRequest) String() string {
 func (*ReadRequest) ProtoMessage() {}
 
 func (x *ReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[21]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2218,7 +2282,7 @@ func (x *ReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRequest.ProtoReflect.Descriptor instead.
 func (*ReadRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ReadRequest) GetReads() []*ReadOne {
@@ -2245,7 +2309,7 @@ type ReadOne struct {
 
 func (x *ReadOne) Reset() {
 	*x = ReadOne{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2257,7 +2321,7 @@ func (x *ReadOne) String() string {
 func (*ReadOne) ProtoMessage() {}
 
 func (x *ReadOne) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[22]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2270,7 +2334,7 @@ func (x *ReadOne) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadOne.ProtoReflect.Descriptor instead.
 func (*ReadOne) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ReadOne) GetRef() *Ref {
@@ -2317,14 +2381,16 @@ type Query struct {
 	// True: from the end.
 	Reverse bool `protobuf:"varint,6,opt,name=reverse,proto3" json:"reverse,omitempty"`
 	// 1 to 200; 0: 50. A page has fewer where they would not fit in one answer.
-	Limit         int32 `protobuf:"varint,7,opt,name=limit,proto3" json:"limit,omitempty"`
+	Limit int32 `protobuf:"varint,7,opt,name=limit,proto3" json:"limit,omitempty"`
+	// Only entries with this label, of a range: however many others there are, reading these takes as long.
+	Label         *Label `protobuf:"bytes,8,opt,name=label,proto3" json:"label,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2336,7 +2402,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[23]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2349,7 +2415,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{23}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Query) GetCollection() string {
@@ -2401,6 +2467,13 @@ func (x *Query) GetLimit() int32 {
 	return 0
 }
 
+func (x *Query) GetLabel() *Label {
+	if x != nil {
+		return x.Label
+	}
+	return nil
+}
+
 // ReadResponse has the objects, in the order of the reads.
 type ReadResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2412,7 +2485,7 @@ type ReadResponse struct {
 
 func (x *ReadResponse) Reset() {
 	*x = ReadResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2424,7 +2497,7 @@ func (x *ReadResponse) String() string {
 func (*ReadResponse) ProtoMessage() {}
 
 func (x *ReadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[24]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2437,7 +2510,7 @@ func (x *ReadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadResponse.ProtoReflect.Descriptor instead.
 func (*ReadResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{24}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReadResponse) GetObjects() []*Object {
@@ -2464,7 +2537,7 @@ type StateFilter struct {
 
 func (x *StateFilter) Reset() {
 	*x = StateFilter{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2476,7 +2549,7 @@ func (x *StateFilter) String() string {
 func (*StateFilter) ProtoMessage() {}
 
 func (x *StateFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[25]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2489,7 +2562,7 @@ func (x *StateFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateFilter.ProtoReflect.Descriptor instead.
 func (*StateFilter) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{25}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StateFilter) GetType() string {
@@ -2539,7 +2612,7 @@ type ListStatesRequest struct {
 
 func (x *ListStatesRequest) Reset() {
 	*x = ListStatesRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2551,7 +2624,7 @@ func (x *ListStatesRequest) String() string {
 func (*ListStatesRequest) ProtoMessage() {}
 
 func (x *ListStatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[26]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2564,7 +2637,7 @@ func (x *ListStatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStatesRequest.ProtoReflect.Descriptor instead.
 func (*ListStatesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{26}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ListStatesRequest) GetPageSize() int32 {
@@ -2615,7 +2688,7 @@ type ListStatesResponse struct {
 
 func (x *ListStatesResponse) Reset() {
 	*x = ListStatesResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2627,7 +2700,7 @@ func (x *ListStatesResponse) String() string {
 func (*ListStatesResponse) ProtoMessage() {}
 
 func (x *ListStatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[27]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2640,7 +2713,7 @@ func (x *ListStatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStatesResponse.ProtoReflect.Descriptor instead.
 func (*ListStatesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{27}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListStatesResponse) GetNextPageToken() string {
@@ -2672,7 +2745,7 @@ type DeleteStateRequest struct {
 
 func (x *DeleteStateRequest) Reset() {
 	*x = DeleteStateRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2684,7 +2757,7 @@ func (x *DeleteStateRequest) String() string {
 func (*DeleteStateRequest) ProtoMessage() {}
 
 func (x *DeleteStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[28]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2697,7 +2770,7 @@ func (x *DeleteStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteStateRequest.ProtoReflect.Descriptor instead.
 func (*DeleteStateRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{28}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DeleteStateRequest) GetRequestId() string {
@@ -2734,7 +2807,7 @@ type DeleteStateResponse struct {
 
 func (x *DeleteStateResponse) Reset() {
 	*x = DeleteStateResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2746,7 +2819,7 @@ func (x *DeleteStateResponse) String() string {
 func (*DeleteStateResponse) ProtoMessage() {}
 
 func (x *DeleteStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[29]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2759,7 +2832,7 @@ func (x *DeleteStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteStateResponse.ProtoReflect.Descriptor instead.
 func (*DeleteStateResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{29}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DeleteStateResponse) GetExisted() bool {
@@ -2799,7 +2872,7 @@ type ForkStateRequest struct {
 
 func (x *ForkStateRequest) Reset() {
 	*x = ForkStateRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[30]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2811,7 +2884,7 @@ func (x *ForkStateRequest) String() string {
 func (*ForkStateRequest) ProtoMessage() {}
 
 func (x *ForkStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[30]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2824,7 +2897,7 @@ func (x *ForkStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkStateRequest.ProtoReflect.Descriptor instead.
 func (*ForkStateRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{30}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ForkStateRequest) GetRequestId() string {
@@ -2889,7 +2962,7 @@ type EntryRef struct {
 
 func (x *EntryRef) Reset() {
 	*x = EntryRef{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[31]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2901,7 +2974,7 @@ func (x *EntryRef) String() string {
 func (*EntryRef) ProtoMessage() {}
 
 func (x *EntryRef) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[31]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2914,7 +2987,7 @@ func (x *EntryRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryRef.ProtoReflect.Descriptor instead.
 func (*EntryRef) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{31}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *EntryRef) GetCollection() string {
@@ -2942,7 +3015,7 @@ type ForkStateResponse struct {
 
 func (x *ForkStateResponse) Reset() {
 	*x = ForkStateResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[32]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2954,7 +3027,7 @@ func (x *ForkStateResponse) String() string {
 func (*ForkStateResponse) ProtoMessage() {}
 
 func (x *ForkStateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[32]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2967,7 +3040,7 @@ func (x *ForkStateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkStateResponse.ProtoReflect.Descriptor instead.
 func (*ForkStateResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{32}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ForkStateResponse) GetObject() *Object {
@@ -2996,7 +3069,7 @@ type TakeTimersRequest struct {
 
 func (x *TakeTimersRequest) Reset() {
 	*x = TakeTimersRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[33]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3008,7 +3081,7 @@ func (x *TakeTimersRequest) String() string {
 func (*TakeTimersRequest) ProtoMessage() {}
 
 func (x *TakeTimersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[33]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3021,7 +3094,7 @@ func (x *TakeTimersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeTimersRequest.ProtoReflect.Descriptor instead.
 func (*TakeTimersRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{33}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *TakeTimersRequest) GetType() string {
@@ -3070,7 +3143,7 @@ type TakeTimersResponse struct {
 
 func (x *TakeTimersResponse) Reset() {
 	*x = TakeTimersResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[34]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3082,7 +3155,7 @@ func (x *TakeTimersResponse) String() string {
 func (*TakeTimersResponse) ProtoMessage() {}
 
 func (x *TakeTimersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[34]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3095,7 +3168,7 @@ func (x *TakeTimersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeTimersResponse.ProtoReflect.Descriptor instead.
 func (*TakeTimersResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{34}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *TakeTimersResponse) GetTimers() []*TakenTimer {
@@ -3120,7 +3193,7 @@ type TakenTimer struct {
 
 func (x *TakenTimer) Reset() {
 	*x = TakenTimer{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[35]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3132,7 +3205,7 @@ func (x *TakenTimer) String() string {
 func (*TakenTimer) ProtoMessage() {}
 
 func (x *TakenTimer) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[35]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3145,7 +3218,7 @@ func (x *TakenTimer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakenTimer.ProtoReflect.Descriptor instead.
 func (*TakenTimer) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{35}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TakenTimer) GetRef() *Ref {
@@ -3199,7 +3272,7 @@ type Type struct {
 
 func (x *Type) Reset() {
 	*x = Type{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[36]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3211,7 +3284,7 @@ func (x *Type) String() string {
 func (*Type) ProtoMessage() {}
 
 func (x *Type) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[36]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3224,7 +3297,7 @@ func (x *Type) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Type.ProtoReflect.Descriptor instead.
 func (*Type) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{36}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Type) GetType() string {
@@ -3312,7 +3385,7 @@ type PutTypeRequest struct {
 
 func (x *PutTypeRequest) Reset() {
 	*x = PutTypeRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[37]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3324,7 +3397,7 @@ func (x *PutTypeRequest) String() string {
 func (*PutTypeRequest) ProtoMessage() {}
 
 func (x *PutTypeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[37]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3337,7 +3410,7 @@ func (x *PutTypeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTypeRequest.ProtoReflect.Descriptor instead.
 func (*PutTypeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{37}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PutTypeRequest) GetRequestId() string {
@@ -3372,7 +3445,7 @@ type PutTypeResponse struct {
 
 func (x *PutTypeResponse) Reset() {
 	*x = PutTypeResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[38]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3384,7 +3457,7 @@ func (x *PutTypeResponse) String() string {
 func (*PutTypeResponse) ProtoMessage() {}
 
 func (x *PutTypeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[38]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3397,7 +3470,7 @@ func (x *PutTypeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTypeResponse.ProtoReflect.Descriptor instead.
 func (*PutTypeResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{38}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PutTypeResponse) GetType() *Type {
@@ -3420,7 +3493,7 @@ type ListTypesRequest struct {
 
 func (x *ListTypesRequest) Reset() {
 	*x = ListTypesRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[39]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3432,7 +3505,7 @@ func (x *ListTypesRequest) String() string {
 func (*ListTypesRequest) ProtoMessage() {}
 
 func (x *ListTypesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[39]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3445,7 +3518,7 @@ func (x *ListTypesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTypesRequest.ProtoReflect.Descriptor instead.
 func (*ListTypesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{39}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListTypesRequest) GetPageSize() int32 {
@@ -3475,7 +3548,7 @@ type ListTypesResponse struct {
 
 func (x *ListTypesResponse) Reset() {
 	*x = ListTypesResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[40]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3487,7 +3560,7 @@ func (x *ListTypesResponse) String() string {
 func (*ListTypesResponse) ProtoMessage() {}
 
 func (x *ListTypesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[40]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3500,7 +3573,7 @@ func (x *ListTypesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTypesResponse.ProtoReflect.Descriptor instead.
 func (*ListTypesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{40}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListTypesResponse) GetNextPageToken() string {
@@ -3532,7 +3605,7 @@ type DeleteTypeRequest struct {
 
 func (x *DeleteTypeRequest) Reset() {
 	*x = DeleteTypeRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[41]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3544,7 +3617,7 @@ func (x *DeleteTypeRequest) String() string {
 func (*DeleteTypeRequest) ProtoMessage() {}
 
 func (x *DeleteTypeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[41]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3557,7 +3630,7 @@ func (x *DeleteTypeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTypeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTypeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{41}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DeleteTypeRequest) GetRequestId() string {
@@ -3594,7 +3667,7 @@ type DeleteTypeResponse struct {
 
 func (x *DeleteTypeResponse) Reset() {
 	*x = DeleteTypeResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[42]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3606,7 +3679,7 @@ func (x *DeleteTypeResponse) String() string {
 func (*DeleteTypeResponse) ProtoMessage() {}
 
 func (x *DeleteTypeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[42]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3619,7 +3692,7 @@ func (x *DeleteTypeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTypeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTypeResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{42}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DeleteTypeResponse) GetExisted() bool {
@@ -3690,7 +3763,7 @@ const file_holdfast_state_v1_service_proto_rawDesc = "" +
 	"collection\x18\x01 \x01(\tR\n" +
 	"collection\x122\n" +
 	"\aentries\x18\x02 \x03(\v2\x18.holdfast.state.v1.EntryR\aentries\x12\x12\n" +
-	"\x04more\x18\x03 \x01(\bR\x04more\"\xa4\x02\n" +
+	"\x04more\x18\x03 \x01(\bR\x04more\"\xce\x03\n" +
 	"\x05Entry\x12B\n" +
 	"\n" +
 	"collection\x18\x01 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^([a-z][a-z0-9._-]{0,63})?$R\n" +
@@ -3700,8 +3773,16 @@ const file_holdfast_state_v1_service_proto_rawDesc = "" +
 	"\tjson_text\x18\x04 \x01(\tB\t\xbaH\x06r\x04(\x80\x80@H\x00R\bjsonText\x12\x1f\n" +
 	"\x04text\x18\x05 \x01(\tB\t\xbaH\x06r\x04(\x80\x80@H\x00R\x04text\x12\x1f\n" +
 	"\x04data\x18\x06 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80@H\x00R\x04data\x12\x18\n" +
-	"\aversion\x18\a \x01(\x03R\aversionB\a\n" +
-	"\x05value\"\xa2\x04\n" +
+	"\aversion\x18\a \x01(\x03R\aversion\x12m\n" +
+	"\x06labels\x18\b \x03(\v2$.holdfast.state.v1.Entry.LabelsEntryB/\xbaH,\x9a\x01)\x10\b\"\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$*\ar\x05 \x01(\x80\x02R\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\a\n" +
+	"\x05value\"\\\n" +
+	"\x05Label\x121\n" +
+	"\x03key\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._:/-]{1,64}$R\x03key\x12 \n" +
+	"\x05value\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05 \x01(\x80\x02R\x05value\"\xa2\x04\n" +
 	"\fApplyRequest\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
@@ -3848,7 +3929,7 @@ const file_holdfast_state_v1_service_proto_rawDesc = "" +
 	"\aqueries\x18\x02 \x03(\v2\x18.holdfast.state.v1.QueryB\b\xbaH\x05\x92\x01\x02\x10 R\aqueries\x122\n" +
 	"\x0eif_version_not\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\fifVersionNot\x88\x01\x01\x12#\n" +
 	"\rwithout_state\x18\x04 \x01(\bR\fwithoutStateB\x11\n" +
-	"\x0f_if_version_not\"\x90\x02\n" +
+	"\x0f_if_version_not\"\xc0\x02\n" +
 	"\x05Query\x12?\n" +
 	"\n" +
 	"collection\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[a-z][a-z0-9._-]{0,63}$R\n" +
@@ -3859,7 +3940,8 @@ const file_holdfast_state_v1_service_proto_rawDesc = "" +
 	"\x06before\x18\x05 \x01(\tB\b\xbaH\x05r\x03(\x80\x04R\x06before\x12\x18\n" +
 	"\areverse\x18\x06 \x01(\bR\areverse\x12 \n" +
 	"\x05limit\x18\a \x01(\x05B\n" +
-	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\x05limit\"C\n" +
+	"\xbaH\a\x1a\x05\x18\xc8\x01(\x00R\x05limit\x12.\n" +
+	"\x05label\x18\b \x01(\v2\x18.holdfast.state.v1.LabelR\x05label\"C\n" +
 	"\fReadResponse\x123\n" +
 	"\aobjects\x18\x01 \x03(\v2\x19.holdfast.state.v1.ObjectR\aobjects\"\xca\x02\n" +
 	"\vStateFilter\x123\n" +
@@ -4009,7 +4091,7 @@ func file_holdfast_state_v1_service_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_state_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_holdfast_state_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_holdfast_state_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_holdfast_state_v1_service_proto_goTypes = []any{
 	(OnExists)(0),                 // 0: holdfast.state.v1.OnExists
 	(*Ref)(nil),                   // 1: holdfast.state.v1.Ref
@@ -4017,162 +4099,166 @@ var file_holdfast_state_v1_service_proto_goTypes = []any{
 	(*Timer)(nil),                 // 3: holdfast.state.v1.Timer
 	(*Page)(nil),                  // 4: holdfast.state.v1.Page
 	(*Entry)(nil),                 // 5: holdfast.state.v1.Entry
-	(*ApplyRequest)(nil),          // 6: holdfast.state.v1.ApplyRequest
-	(*ApplyResponse)(nil),         // 7: holdfast.state.v1.ApplyResponse
-	(*ApplyTogetherRequest)(nil),  // 8: holdfast.state.v1.ApplyTogetherRequest
-	(*ApplyTogetherResponse)(nil), // 9: holdfast.state.v1.ApplyTogetherResponse
-	(*Operation)(nil),             // 10: holdfast.state.v1.Operation
-	(*SetFields)(nil),             // 11: holdfast.state.v1.SetFields
-	(*Increment)(nil),             // 12: holdfast.state.v1.Increment
-	(*Put)(nil),                   // 13: holdfast.state.v1.Put
-	(*DeleteEntries)(nil),         // 14: holdfast.state.v1.DeleteEntries
-	(*Expect)(nil),                // 15: holdfast.state.v1.Expect
-	(*Last)(nil),                  // 16: holdfast.state.v1.Last
-	(*TakeLease)(nil),             // 17: holdfast.state.v1.TakeLease
-	(*SetTimer)(nil),              // 18: holdfast.state.v1.SetTimer
-	(*FinishTimer)(nil),           // 19: holdfast.state.v1.FinishTimer
-	(*TimerFailure)(nil),          // 20: holdfast.state.v1.TimerFailure
-	(*Result)(nil),                // 21: holdfast.state.v1.Result
-	(*ReadRequest)(nil),           // 22: holdfast.state.v1.ReadRequest
-	(*ReadOne)(nil),               // 23: holdfast.state.v1.ReadOne
-	(*Query)(nil),                 // 24: holdfast.state.v1.Query
-	(*ReadResponse)(nil),          // 25: holdfast.state.v1.ReadResponse
-	(*StateFilter)(nil),           // 26: holdfast.state.v1.StateFilter
-	(*ListStatesRequest)(nil),     // 27: holdfast.state.v1.ListStatesRequest
-	(*ListStatesResponse)(nil),    // 28: holdfast.state.v1.ListStatesResponse
-	(*DeleteStateRequest)(nil),    // 29: holdfast.state.v1.DeleteStateRequest
-	(*DeleteStateResponse)(nil),   // 30: holdfast.state.v1.DeleteStateResponse
-	(*ForkStateRequest)(nil),      // 31: holdfast.state.v1.ForkStateRequest
-	(*EntryRef)(nil),              // 32: holdfast.state.v1.EntryRef
-	(*ForkStateResponse)(nil),     // 33: holdfast.state.v1.ForkStateResponse
-	(*TakeTimersRequest)(nil),     // 34: holdfast.state.v1.TakeTimersRequest
-	(*TakeTimersResponse)(nil),    // 35: holdfast.state.v1.TakeTimersResponse
-	(*TakenTimer)(nil),            // 36: holdfast.state.v1.TakenTimer
-	(*Type)(nil),                  // 37: holdfast.state.v1.Type
-	(*PutTypeRequest)(nil),        // 38: holdfast.state.v1.PutTypeRequest
-	(*PutTypeResponse)(nil),       // 39: holdfast.state.v1.PutTypeResponse
-	(*ListTypesRequest)(nil),      // 40: holdfast.state.v1.ListTypesRequest
-	(*ListTypesResponse)(nil),     // 41: holdfast.state.v1.ListTypesResponse
-	(*DeleteTypeRequest)(nil),     // 42: holdfast.state.v1.DeleteTypeRequest
-	(*DeleteTypeResponse)(nil),    // 43: holdfast.state.v1.DeleteTypeResponse
-	nil,                           // 44: holdfast.state.v1.Object.LabelsEntry
-	nil,                           // 45: holdfast.state.v1.Object.LeasesEntry
-	nil,                           // 46: holdfast.state.v1.Object.TimersEntry
-	nil,                           // 47: holdfast.state.v1.ApplyRequest.LabelsEntry
-	nil,                           // 48: holdfast.state.v1.SetFields.FieldsEntry
-	nil,                           // 49: holdfast.state.v1.SetFields.FieldsJsonEntry
-	nil,                           // 50: holdfast.state.v1.StateFilter.LabelsEntry
-	nil,                           // 51: holdfast.state.v1.ForkStateRequest.LabelsEntry
-	nil,                           // 52: holdfast.state.v1.Type.CollectionSchemasEntry
-	(*timestamppb.Timestamp)(nil), // 53: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 54: google.protobuf.Struct
-	(*v1.Lease)(nil),              // 55: holdfast.type.v1.Lease
-	(*structpb.Value)(nil),        // 56: google.protobuf.Value
-	(*durationpb.Duration)(nil),   // 57: google.protobuf.Duration
+	(*Label)(nil),                 // 6: holdfast.state.v1.Label
+	(*ApplyRequest)(nil),          // 7: holdfast.state.v1.ApplyRequest
+	(*ApplyResponse)(nil),         // 8: holdfast.state.v1.ApplyResponse
+	(*ApplyTogetherRequest)(nil),  // 9: holdfast.state.v1.ApplyTogetherRequest
+	(*ApplyTogetherResponse)(nil), // 10: holdfast.state.v1.ApplyTogetherResponse
+	(*Operation)(nil),             // 11: holdfast.state.v1.Operation
+	(*SetFields)(nil),             // 12: holdfast.state.v1.SetFields
+	(*Increment)(nil),             // 13: holdfast.state.v1.Increment
+	(*Put)(nil),                   // 14: holdfast.state.v1.Put
+	(*DeleteEntries)(nil),         // 15: holdfast.state.v1.DeleteEntries
+	(*Expect)(nil),                // 16: holdfast.state.v1.Expect
+	(*Last)(nil),                  // 17: holdfast.state.v1.Last
+	(*TakeLease)(nil),             // 18: holdfast.state.v1.TakeLease
+	(*SetTimer)(nil),              // 19: holdfast.state.v1.SetTimer
+	(*FinishTimer)(nil),           // 20: holdfast.state.v1.FinishTimer
+	(*TimerFailure)(nil),          // 21: holdfast.state.v1.TimerFailure
+	(*Result)(nil),                // 22: holdfast.state.v1.Result
+	(*ReadRequest)(nil),           // 23: holdfast.state.v1.ReadRequest
+	(*ReadOne)(nil),               // 24: holdfast.state.v1.ReadOne
+	(*Query)(nil),                 // 25: holdfast.state.v1.Query
+	(*ReadResponse)(nil),          // 26: holdfast.state.v1.ReadResponse
+	(*StateFilter)(nil),           // 27: holdfast.state.v1.StateFilter
+	(*ListStatesRequest)(nil),     // 28: holdfast.state.v1.ListStatesRequest
+	(*ListStatesResponse)(nil),    // 29: holdfast.state.v1.ListStatesResponse
+	(*DeleteStateRequest)(nil),    // 30: holdfast.state.v1.DeleteStateRequest
+	(*DeleteStateResponse)(nil),   // 31: holdfast.state.v1.DeleteStateResponse
+	(*ForkStateRequest)(nil),      // 32: holdfast.state.v1.ForkStateRequest
+	(*EntryRef)(nil),              // 33: holdfast.state.v1.EntryRef
+	(*ForkStateResponse)(nil),     // 34: holdfast.state.v1.ForkStateResponse
+	(*TakeTimersRequest)(nil),     // 35: holdfast.state.v1.TakeTimersRequest
+	(*TakeTimersResponse)(nil),    // 36: holdfast.state.v1.TakeTimersResponse
+	(*TakenTimer)(nil),            // 37: holdfast.state.v1.TakenTimer
+	(*Type)(nil),                  // 38: holdfast.state.v1.Type
+	(*PutTypeRequest)(nil),        // 39: holdfast.state.v1.PutTypeRequest
+	(*PutTypeResponse)(nil),       // 40: holdfast.state.v1.PutTypeResponse
+	(*ListTypesRequest)(nil),      // 41: holdfast.state.v1.ListTypesRequest
+	(*ListTypesResponse)(nil),     // 42: holdfast.state.v1.ListTypesResponse
+	(*DeleteTypeRequest)(nil),     // 43: holdfast.state.v1.DeleteTypeRequest
+	(*DeleteTypeResponse)(nil),    // 44: holdfast.state.v1.DeleteTypeResponse
+	nil,                           // 45: holdfast.state.v1.Object.LabelsEntry
+	nil,                           // 46: holdfast.state.v1.Object.LeasesEntry
+	nil,                           // 47: holdfast.state.v1.Object.TimersEntry
+	nil,                           // 48: holdfast.state.v1.Entry.LabelsEntry
+	nil,                           // 49: holdfast.state.v1.ApplyRequest.LabelsEntry
+	nil,                           // 50: holdfast.state.v1.SetFields.FieldsEntry
+	nil,                           // 51: holdfast.state.v1.SetFields.FieldsJsonEntry
+	nil,                           // 52: holdfast.state.v1.StateFilter.LabelsEntry
+	nil,                           // 53: holdfast.state.v1.ForkStateRequest.LabelsEntry
+	nil,                           // 54: holdfast.state.v1.Type.CollectionSchemasEntry
+	(*timestamppb.Timestamp)(nil), // 55: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 56: google.protobuf.Struct
+	(*v1.Lease)(nil),              // 57: holdfast.type.v1.Lease
+	(*structpb.Value)(nil),        // 58: google.protobuf.Value
+	(*durationpb.Duration)(nil),   // 59: google.protobuf.Duration
 }
 var file_holdfast_state_v1_service_proto_depIdxs = []int32{
 	1,  // 0: holdfast.state.v1.Object.ref:type_name -> holdfast.state.v1.Ref
-	53, // 1: holdfast.state.v1.Object.create_time:type_name -> google.protobuf.Timestamp
-	53, // 2: holdfast.state.v1.Object.update_time:type_name -> google.protobuf.Timestamp
-	53, // 3: holdfast.state.v1.Object.expire_time:type_name -> google.protobuf.Timestamp
-	44, // 4: holdfast.state.v1.Object.labels:type_name -> holdfast.state.v1.Object.LabelsEntry
-	54, // 5: holdfast.state.v1.Object.state:type_name -> google.protobuf.Struct
+	55, // 1: holdfast.state.v1.Object.create_time:type_name -> google.protobuf.Timestamp
+	55, // 2: holdfast.state.v1.Object.update_time:type_name -> google.protobuf.Timestamp
+	55, // 3: holdfast.state.v1.Object.expire_time:type_name -> google.protobuf.Timestamp
+	45, // 4: holdfast.state.v1.Object.labels:type_name -> holdfast.state.v1.Object.LabelsEntry
+	56, // 5: holdfast.state.v1.Object.state:type_name -> google.protobuf.Struct
 	4,  // 6: holdfast.state.v1.Object.pages:type_name -> holdfast.state.v1.Page
-	45, // 7: holdfast.state.v1.Object.leases:type_name -> holdfast.state.v1.Object.LeasesEntry
-	46, // 8: holdfast.state.v1.Object.timers:type_name -> holdfast.state.v1.Object.TimersEntry
-	53, // 9: holdfast.state.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
-	53, // 10: holdfast.state.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
-	55, // 11: holdfast.state.v1.Timer.lease:type_name -> holdfast.type.v1.Lease
+	46, // 7: holdfast.state.v1.Object.leases:type_name -> holdfast.state.v1.Object.LeasesEntry
+	47, // 8: holdfast.state.v1.Object.timers:type_name -> holdfast.state.v1.Object.TimersEntry
+	55, // 9: holdfast.state.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
+	55, // 10: holdfast.state.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
+	57, // 11: holdfast.state.v1.Timer.lease:type_name -> holdfast.type.v1.Lease
 	5,  // 12: holdfast.state.v1.Page.entries:type_name -> holdfast.state.v1.Entry
-	56, // 13: holdfast.state.v1.Entry.json:type_name -> google.protobuf.Value
-	1,  // 14: holdfast.state.v1.ApplyRequest.ref:type_name -> holdfast.state.v1.Ref
-	10, // 15: holdfast.state.v1.ApplyRequest.operations:type_name -> holdfast.state.v1.Operation
-	47, // 16: holdfast.state.v1.ApplyRequest.labels:type_name -> holdfast.state.v1.ApplyRequest.LabelsEntry
-	57, // 17: holdfast.state.v1.ApplyRequest.ttl:type_name -> google.protobuf.Duration
-	21, // 18: holdfast.state.v1.ApplyResponse.results:type_name -> holdfast.state.v1.Result
-	6,  // 19: holdfast.state.v1.ApplyTogetherRequest.changes:type_name -> holdfast.state.v1.ApplyRequest
-	7,  // 20: holdfast.state.v1.ApplyTogetherResponse.changes:type_name -> holdfast.state.v1.ApplyResponse
-	54, // 21: holdfast.state.v1.Operation.set_state:type_name -> google.protobuf.Struct
-	11, // 22: holdfast.state.v1.Operation.set_fields:type_name -> holdfast.state.v1.SetFields
-	12, // 23: holdfast.state.v1.Operation.increment:type_name -> holdfast.state.v1.Increment
-	5,  // 24: holdfast.state.v1.Operation.append:type_name -> holdfast.state.v1.Entry
-	13, // 25: holdfast.state.v1.Operation.put:type_name -> holdfast.state.v1.Put
-	14, // 26: holdfast.state.v1.Operation.delete:type_name -> holdfast.state.v1.DeleteEntries
-	15, // 27: holdfast.state.v1.Operation.expect:type_name -> holdfast.state.v1.Expect
-	17, // 28: holdfast.state.v1.Operation.lease:type_name -> holdfast.state.v1.TakeLease
-	18, // 29: holdfast.state.v1.Operation.set_timer:type_name -> holdfast.state.v1.SetTimer
-	19, // 30: holdfast.state.v1.Operation.finish_timer:type_name -> holdfast.state.v1.FinishTimer
-	48, // 31: holdfast.state.v1.SetFields.fields:type_name -> holdfast.state.v1.SetFields.FieldsEntry
-	49, // 32: holdfast.state.v1.SetFields.fields_json:type_name -> holdfast.state.v1.SetFields.FieldsJsonEntry
-	5,  // 33: holdfast.state.v1.Put.entry:type_name -> holdfast.state.v1.Entry
-	0,  // 34: holdfast.state.v1.Put.on_exists:type_name -> holdfast.state.v1.OnExists
-	56, // 35: holdfast.state.v1.Expect.json:type_name -> google.protobuf.Value
-	16, // 36: holdfast.state.v1.Expect.last:type_name -> holdfast.state.v1.Last
-	5,  // 37: holdfast.state.v1.Last.entries:type_name -> holdfast.state.v1.Entry
-	57, // 38: holdfast.state.v1.TakeLease.duration:type_name -> google.protobuf.Duration
-	53, // 39: holdfast.state.v1.SetTimer.due_time:type_name -> google.protobuf.Timestamp
-	57, // 40: holdfast.state.v1.SetTimer.due_in:type_name -> google.protobuf.Duration
-	57, // 41: holdfast.state.v1.FinishTimer.extend:type_name -> google.protobuf.Duration
-	20, // 42: holdfast.state.v1.FinishTimer.failed:type_name -> holdfast.state.v1.TimerFailure
-	57, // 43: holdfast.state.v1.TimerFailure.retry_after:type_name -> google.protobuf.Duration
-	5,  // 44: holdfast.state.v1.Result.deleted:type_name -> holdfast.state.v1.Entry
-	55, // 45: holdfast.state.v1.Result.lease:type_name -> holdfast.type.v1.Lease
-	23, // 46: holdfast.state.v1.ReadRequest.reads:type_name -> holdfast.state.v1.ReadOne
-	1,  // 47: holdfast.state.v1.ReadOne.ref:type_name -> holdfast.state.v1.Ref
-	24, // 48: holdfast.state.v1.ReadOne.queries:type_name -> holdfast.state.v1.Query
-	2,  // 49: holdfast.state.v1.ReadResponse.objects:type_name -> holdfast.state.v1.Object
-	50, // 50: holdfast.state.v1.StateFilter.labels:type_name -> holdfast.state.v1.StateFilter.LabelsEntry
-	26, // 51: holdfast.state.v1.ListStatesRequest.filter:type_name -> holdfast.state.v1.StateFilter
-	2,  // 52: holdfast.state.v1.ListStatesResponse.objects:type_name -> holdfast.state.v1.Object
-	1,  // 53: holdfast.state.v1.DeleteStateRequest.ref:type_name -> holdfast.state.v1.Ref
-	1,  // 54: holdfast.state.v1.ForkStateRequest.ref:type_name -> holdfast.state.v1.Ref
-	32, // 55: holdfast.state.v1.ForkStateRequest.through:type_name -> holdfast.state.v1.EntryRef
-	1,  // 56: holdfast.state.v1.ForkStateRequest.new_ref:type_name -> holdfast.state.v1.Ref
-	51, // 57: holdfast.state.v1.ForkStateRequest.labels:type_name -> holdfast.state.v1.ForkStateRequest.LabelsEntry
-	2,  // 58: holdfast.state.v1.ForkStateResponse.object:type_name -> holdfast.state.v1.Object
-	57, // 59: holdfast.state.v1.TakeTimersRequest.lease_duration:type_name -> google.protobuf.Duration
-	57, // 60: holdfast.state.v1.TakeTimersRequest.wait:type_name -> google.protobuf.Duration
-	36, // 61: holdfast.state.v1.TakeTimersResponse.timers:type_name -> holdfast.state.v1.TakenTimer
-	1,  // 62: holdfast.state.v1.TakenTimer.ref:type_name -> holdfast.state.v1.Ref
-	3,  // 63: holdfast.state.v1.TakenTimer.timer:type_name -> holdfast.state.v1.Timer
-	53, // 64: holdfast.state.v1.Type.create_time:type_name -> google.protobuf.Timestamp
-	53, // 65: holdfast.state.v1.Type.update_time:type_name -> google.protobuf.Timestamp
-	53, // 66: holdfast.state.v1.Type.expire_time:type_name -> google.protobuf.Timestamp
-	54, // 67: holdfast.state.v1.Type.state_schema:type_name -> google.protobuf.Struct
-	52, // 68: holdfast.state.v1.Type.collection_schemas:type_name -> holdfast.state.v1.Type.CollectionSchemasEntry
-	57, // 69: holdfast.state.v1.Type.ttl:type_name -> google.protobuf.Duration
-	37, // 70: holdfast.state.v1.PutTypeRequest.type:type_name -> holdfast.state.v1.Type
-	37, // 71: holdfast.state.v1.PutTypeResponse.type:type_name -> holdfast.state.v1.Type
-	37, // 72: holdfast.state.v1.ListTypesResponse.types:type_name -> holdfast.state.v1.Type
-	55, // 73: holdfast.state.v1.Object.LeasesEntry.value:type_name -> holdfast.type.v1.Lease
-	3,  // 74: holdfast.state.v1.Object.TimersEntry.value:type_name -> holdfast.state.v1.Timer
-	56, // 75: holdfast.state.v1.SetFields.FieldsEntry.value:type_name -> google.protobuf.Value
-	54, // 76: holdfast.state.v1.Type.CollectionSchemasEntry.value:type_name -> google.protobuf.Struct
-	6,  // 77: holdfast.state.v1.StateService.Apply:input_type -> holdfast.state.v1.ApplyRequest
-	8,  // 78: holdfast.state.v1.StateService.ApplyTogether:input_type -> holdfast.state.v1.ApplyTogetherRequest
-	22, // 79: holdfast.state.v1.StateService.Read:input_type -> holdfast.state.v1.ReadRequest
-	27, // 80: holdfast.state.v1.StateService.ListStates:input_type -> holdfast.state.v1.ListStatesRequest
-	29, // 81: holdfast.state.v1.StateService.DeleteState:input_type -> holdfast.state.v1.DeleteStateRequest
-	31, // 82: holdfast.state.v1.StateService.ForkState:input_type -> holdfast.state.v1.ForkStateRequest
-	34, // 83: holdfast.state.v1.StateService.TakeTimers:input_type -> holdfast.state.v1.TakeTimersRequest
-	38, // 84: holdfast.state.v1.StateService.PutType:input_type -> holdfast.state.v1.PutTypeRequest
-	40, // 85: holdfast.state.v1.StateService.ListTypes:input_type -> holdfast.state.v1.ListTypesRequest
-	42, // 86: holdfast.state.v1.StateService.DeleteType:input_type -> holdfast.state.v1.DeleteTypeRequest
-	7,  // 87: holdfast.state.v1.StateService.Apply:output_type -> holdfast.state.v1.ApplyResponse
-	9,  // 88: holdfast.state.v1.StateService.ApplyTogether:output_type -> holdfast.state.v1.ApplyTogetherResponse
-	25, // 89: holdfast.state.v1.StateService.Read:output_type -> holdfast.state.v1.ReadResponse
-	28, // 90: holdfast.state.v1.StateService.ListStates:output_type -> holdfast.state.v1.ListStatesResponse
-	30, // 91: holdfast.state.v1.StateService.DeleteState:output_type -> holdfast.state.v1.DeleteStateResponse
-	33, // 92: holdfast.state.v1.StateService.ForkState:output_type -> holdfast.state.v1.ForkStateResponse
-	35, // 93: holdfast.state.v1.StateService.TakeTimers:output_type -> holdfast.state.v1.TakeTimersResponse
-	39, // 94: holdfast.state.v1.StateService.PutType:output_type -> holdfast.state.v1.PutTypeResponse
-	41, // 95: holdfast.state.v1.StateService.ListTypes:output_type -> holdfast.state.v1.ListTypesResponse
-	43, // 96: holdfast.state.v1.StateService.DeleteType:output_type -> holdfast.state.v1.DeleteTypeResponse
-	87, // [87:97] is the sub-list for method output_type
-	77, // [77:87] is the sub-list for method input_type
-	77, // [77:77] is the sub-list for extension type_name
-	77, // [77:77] is the sub-list for extension extendee
-	0,  // [0:77] is the sub-list for field type_name
+	58, // 13: holdfast.state.v1.Entry.json:type_name -> google.protobuf.Value
+	48, // 14: holdfast.state.v1.Entry.labels:type_name -> holdfast.state.v1.Entry.LabelsEntry
+	1,  // 15: holdfast.state.v1.ApplyRequest.ref:type_name -> holdfast.state.v1.Ref
+	11, // 16: holdfast.state.v1.ApplyRequest.operations:type_name -> holdfast.state.v1.Operation
+	49, // 17: holdfast.state.v1.ApplyRequest.labels:type_name -> holdfast.state.v1.ApplyRequest.LabelsEntry
+	59, // 18: holdfast.state.v1.ApplyRequest.ttl:type_name -> google.protobuf.Duration
+	22, // 19: holdfast.state.v1.ApplyResponse.results:type_name -> holdfast.state.v1.Result
+	7,  // 20: holdfast.state.v1.ApplyTogetherRequest.changes:type_name -> holdfast.state.v1.ApplyRequest
+	8,  // 21: holdfast.state.v1.ApplyTogetherResponse.changes:type_name -> holdfast.state.v1.ApplyResponse
+	56, // 22: holdfast.state.v1.Operation.set_state:type_name -> google.protobuf.Struct
+	12, // 23: holdfast.state.v1.Operation.set_fields:type_name -> holdfast.state.v1.SetFields
+	13, // 24: holdfast.state.v1.Operation.increment:type_name -> holdfast.state.v1.Increment
+	5,  // 25: holdfast.state.v1.Operation.append:type_name -> holdfast.state.v1.Entry
+	14, // 26: holdfast.state.v1.Operation.put:type_name -> holdfast.state.v1.Put
+	15, // 27: holdfast.state.v1.Operation.delete:type_name -> holdfast.state.v1.DeleteEntries
+	16, // 28: holdfast.state.v1.Operation.expect:type_name -> holdfast.state.v1.Expect
+	18, // 29: holdfast.state.v1.Operation.lease:type_name -> holdfast.state.v1.TakeLease
+	19, // 30: holdfast.state.v1.Operation.set_timer:type_name -> holdfast.state.v1.SetTimer
+	20, // 31: holdfast.state.v1.Operation.finish_timer:type_name -> holdfast.state.v1.FinishTimer
+	50, // 32: holdfast.state.v1.SetFields.fields:type_name -> holdfast.state.v1.SetFields.FieldsEntry
+	51, // 33: holdfast.state.v1.SetFields.fields_json:type_name -> holdfast.state.v1.SetFields.FieldsJsonEntry
+	5,  // 34: holdfast.state.v1.Put.entry:type_name -> holdfast.state.v1.Entry
+	0,  // 35: holdfast.state.v1.Put.on_exists:type_name -> holdfast.state.v1.OnExists
+	58, // 36: holdfast.state.v1.Expect.json:type_name -> google.protobuf.Value
+	17, // 37: holdfast.state.v1.Expect.last:type_name -> holdfast.state.v1.Last
+	5,  // 38: holdfast.state.v1.Last.entries:type_name -> holdfast.state.v1.Entry
+	59, // 39: holdfast.state.v1.TakeLease.duration:type_name -> google.protobuf.Duration
+	55, // 40: holdfast.state.v1.SetTimer.due_time:type_name -> google.protobuf.Timestamp
+	59, // 41: holdfast.state.v1.SetTimer.due_in:type_name -> google.protobuf.Duration
+	59, // 42: holdfast.state.v1.FinishTimer.extend:type_name -> google.protobuf.Duration
+	21, // 43: holdfast.state.v1.FinishTimer.failed:type_name -> holdfast.state.v1.TimerFailure
+	59, // 44: holdfast.state.v1.TimerFailure.retry_after:type_name -> google.protobuf.Duration
+	5,  // 45: holdfast.state.v1.Result.deleted:type_name -> holdfast.state.v1.Entry
+	57, // 46: holdfast.state.v1.Result.lease:type_name -> holdfast.type.v1.Lease
+	24, // 47: holdfast.state.v1.ReadRequest.reads:type_name -> holdfast.state.v1.ReadOne
+	1,  // 48: holdfast.state.v1.ReadOne.ref:type_name -> holdfast.state.v1.Ref
+	25, // 49: holdfast.state.v1.ReadOne.queries:type_name -> holdfast.state.v1.Query
+	6,  // 50: holdfast.state.v1.Query.label:type_name -> holdfast.state.v1.Label
+	2,  // 51: holdfast.state.v1.ReadResponse.objects:type_name -> holdfast.state.v1.Object
+	52, // 52: holdfast.state.v1.StateFilter.labels:type_name -> holdfast.state.v1.StateFilter.LabelsEntry
+	27, // 53: holdfast.state.v1.ListStatesRequest.filter:type_name -> holdfast.state.v1.StateFilter
+	2,  // 54: holdfast.state.v1.ListStatesResponse.objects:type_name -> holdfast.state.v1.Object
+	1,  // 55: holdfast.state.v1.DeleteStateRequest.ref:type_name -> holdfast.state.v1.Ref
+	1,  // 56: holdfast.state.v1.ForkStateRequest.ref:type_name -> holdfast.state.v1.Ref
+	33, // 57: holdfast.state.v1.ForkStateRequest.through:type_name -> holdfast.state.v1.EntryRef
+	1,  // 58: holdfast.state.v1.ForkStateRequest.new_ref:type_name -> holdfast.state.v1.Ref
+	53, // 59: holdfast.state.v1.ForkStateRequest.labels:type_name -> holdfast.state.v1.ForkStateRequest.LabelsEntry
+	2,  // 60: holdfast.state.v1.ForkStateResponse.object:type_name -> holdfast.state.v1.Object
+	59, // 61: holdfast.state.v1.TakeTimersRequest.lease_duration:type_name -> google.protobuf.Duration
+	59, // 62: holdfast.state.v1.TakeTimersRequest.wait:type_name -> google.protobuf.Duration
+	37, // 63: holdfast.state.v1.TakeTimersResponse.timers:type_name -> holdfast.state.v1.TakenTimer
+	1,  // 64: holdfast.state.v1.TakenTimer.ref:type_name -> holdfast.state.v1.Ref
+	3,  // 65: holdfast.state.v1.TakenTimer.timer:type_name -> holdfast.state.v1.Timer
+	55, // 66: holdfast.state.v1.Type.create_time:type_name -> google.protobuf.Timestamp
+	55, // 67: holdfast.state.v1.Type.update_time:type_name -> google.protobuf.Timestamp
+	55, // 68: holdfast.state.v1.Type.expire_time:type_name -> google.protobuf.Timestamp
+	56, // 69: holdfast.state.v1.Type.state_schema:type_name -> google.protobuf.Struct
+	54, // 70: holdfast.state.v1.Type.collection_schemas:type_name -> holdfast.state.v1.Type.CollectionSchemasEntry
+	59, // 71: holdfast.state.v1.Type.ttl:type_name -> google.protobuf.Duration
+	38, // 72: holdfast.state.v1.PutTypeRequest.type:type_name -> holdfast.state.v1.Type
+	38, // 73: holdfast.state.v1.PutTypeResponse.type:type_name -> holdfast.state.v1.Type
+	38, // 74: holdfast.state.v1.ListTypesResponse.types:type_name -> holdfast.state.v1.Type
+	57, // 75: holdfast.state.v1.Object.LeasesEntry.value:type_name -> holdfast.type.v1.Lease
+	3,  // 76: holdfast.state.v1.Object.TimersEntry.value:type_name -> holdfast.state.v1.Timer
+	58, // 77: holdfast.state.v1.SetFields.FieldsEntry.value:type_name -> google.protobuf.Value
+	56, // 78: holdfast.state.v1.Type.CollectionSchemasEntry.value:type_name -> google.protobuf.Struct
+	7,  // 79: holdfast.state.v1.StateService.Apply:input_type -> holdfast.state.v1.ApplyRequest
+	9,  // 80: holdfast.state.v1.StateService.ApplyTogether:input_type -> holdfast.state.v1.ApplyTogetherRequest
+	23, // 81: holdfast.state.v1.StateService.Read:input_type -> holdfast.state.v1.ReadRequest
+	28, // 82: holdfast.state.v1.StateService.ListStates:input_type -> holdfast.state.v1.ListStatesRequest
+	30, // 83: holdfast.state.v1.StateService.DeleteState:input_type -> holdfast.state.v1.DeleteStateRequest
+	32, // 84: holdfast.state.v1.StateService.ForkState:input_type -> holdfast.state.v1.ForkStateRequest
+	35, // 85: holdfast.state.v1.StateService.TakeTimers:input_type -> holdfast.state.v1.TakeTimersRequest
+	39, // 86: holdfast.state.v1.StateService.PutType:input_type -> holdfast.state.v1.PutTypeRequest
+	41, // 87: holdfast.state.v1.StateService.ListTypes:input_type -> holdfast.state.v1.ListTypesRequest
+	43, // 88: holdfast.state.v1.StateService.DeleteType:input_type -> holdfast.state.v1.DeleteTypeRequest
+	8,  // 89: holdfast.state.v1.StateService.Apply:output_type -> holdfast.state.v1.ApplyResponse
+	10, // 90: holdfast.state.v1.StateService.ApplyTogether:output_type -> holdfast.state.v1.ApplyTogetherResponse
+	26, // 91: holdfast.state.v1.StateService.Read:output_type -> holdfast.state.v1.ReadResponse
+	29, // 92: holdfast.state.v1.StateService.ListStates:output_type -> holdfast.state.v1.ListStatesResponse
+	31, // 93: holdfast.state.v1.StateService.DeleteState:output_type -> holdfast.state.v1.DeleteStateResponse
+	34, // 94: holdfast.state.v1.StateService.ForkState:output_type -> holdfast.state.v1.ForkStateResponse
+	36, // 95: holdfast.state.v1.StateService.TakeTimers:output_type -> holdfast.state.v1.TakeTimersResponse
+	40, // 96: holdfast.state.v1.StateService.PutType:output_type -> holdfast.state.v1.PutTypeResponse
+	42, // 97: holdfast.state.v1.StateService.ListTypes:output_type -> holdfast.state.v1.ListTypesResponse
+	44, // 98: holdfast.state.v1.StateService.DeleteType:output_type -> holdfast.state.v1.DeleteTypeResponse
+	89, // [89:99] is the sub-list for method output_type
+	79, // [79:89] is the sub-list for method input_type
+	79, // [79:79] is the sub-list for extension type_name
+	79, // [79:79] is the sub-list for extension extendee
+	0,  // [0:79] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_state_v1_service_proto_init() }
@@ -4187,8 +4273,8 @@ func file_holdfast_state_v1_service_proto_init() {
 		(*Entry_Text)(nil),
 		(*Entry_Data)(nil),
 	}
-	file_holdfast_state_v1_service_proto_msgTypes[5].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[9].OneofWrappers = []any{
+	file_holdfast_state_v1_service_proto_msgTypes[6].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[10].OneofWrappers = []any{
 		(*Operation_SetState)(nil),
 		(*Operation_SetStateJson)(nil),
 		(*Operation_SetFields)(nil),
@@ -4203,8 +4289,8 @@ func file_holdfast_state_v1_service_proto_init() {
 		(*Operation_ClearTimer)(nil),
 		(*Operation_FinishTimer)(nil),
 	}
-	file_holdfast_state_v1_service_proto_msgTypes[11].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[14].OneofWrappers = []any{
+	file_holdfast_state_v1_service_proto_msgTypes[12].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[15].OneofWrappers = []any{
 		(*Expect_Absent)(nil),
 		(*Expect_Json)(nil),
 		(*Expect_JsonText)(nil),
@@ -4213,29 +4299,29 @@ func file_holdfast_state_v1_service_proto_init() {
 		(*Expect_Version)(nil),
 		(*Expect_Last)(nil),
 	}
-	file_holdfast_state_v1_service_proto_msgTypes[17].OneofWrappers = []any{
+	file_holdfast_state_v1_service_proto_msgTypes[18].OneofWrappers = []any{
 		(*SetTimer_DueTime)(nil),
 		(*SetTimer_DueIn)(nil),
 	}
-	file_holdfast_state_v1_service_proto_msgTypes[18].OneofWrappers = []any{
+	file_holdfast_state_v1_service_proto_msgTypes[19].OneofWrappers = []any{
 		(*FinishTimer_Extend)(nil),
 		(*FinishTimer_Failed)(nil),
 		(*FinishTimer_Release)(nil),
 	}
-	file_holdfast_state_v1_service_proto_msgTypes[20].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[22].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[25].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[28].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[30].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[37].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[41].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[21].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[23].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[26].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[29].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[31].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[38].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[42].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_state_v1_service_proto_rawDesc), len(file_holdfast_state_v1_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   52,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

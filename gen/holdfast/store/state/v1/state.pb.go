@@ -347,7 +347,9 @@ type Entry struct {
 	//	*Entry_Data
 	Value isEntry_Value `protobuf_oneof:"value"`
 	// The object's version that wrote it.
-	Version       int64 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	Version int64 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
+	// Each is an entry of the collection "labels" too.
+	Labels        map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -421,6 +423,13 @@ func (x *Entry) GetVersion() int64 {
 		return x.Version
 	}
 	return 0
+}
+
+func (x *Entry) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 type isEntry_Value interface {
@@ -560,12 +569,16 @@ const file_holdfast_store_state_v1_state_proto_rawDesc = "" +
 	"\x06number\x18\x01 \x01(\x03R\x06number\x12\x16\n" +
 	"\x06holder\x18\x02 \x01(\tR\x06holder\x12;\n" +
 	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"l\n" +
+	"expireTime\"\xeb\x01\n" +
 	"\x05Entry\x12\x14\n" +
 	"\x04json\x18\x01 \x01(\tH\x00R\x04json\x12\x14\n" +
 	"\x04text\x18\x02 \x01(\tH\x00R\x04text\x12\x14\n" +
 	"\x04data\x18\x03 \x01(\fH\x00R\x04data\x12\x18\n" +
-	"\aversion\x18\x04 \x01(\x03R\aversionB\a\n" +
+	"\aversion\x18\x04 \x01(\x03R\aversion\x12B\n" +
+	"\x06labels\x18\x05 \x03(\v2*.holdfast.store.state.v1.Entry.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\a\n" +
 	"\x05value\"\xed\x02\n" +
 	"\tTypeState\x12:\n" +
 	"\fstate_schema\x18\x01 \x01(\v2\x17.google.protobuf.StructR\vstateSchema\x12h\n" +
@@ -590,7 +603,7 @@ func file_holdfast_store_state_v1_state_proto_rawDescGZIP() []byte {
 	return file_holdfast_store_state_v1_state_proto_rawDescData
 }
 
-var file_holdfast_store_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_holdfast_store_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_holdfast_store_state_v1_state_proto_goTypes = []any{
 	(*ObjectState)(nil),           // 0: holdfast.store.state.v1.ObjectState
 	(*Timer)(nil),                 // 1: holdfast.store.state.v1.Timer
@@ -603,34 +616,36 @@ var file_holdfast_store_state_v1_state_proto_goTypes = []any{
 	nil,                           // 8: holdfast.store.state.v1.ObjectState.CollectionsEntry
 	nil,                           // 9: holdfast.store.state.v1.ObjectState.LeasesEntry
 	nil,                           // 10: holdfast.store.state.v1.ObjectState.TimersEntry
-	nil,                           // 11: holdfast.store.state.v1.TypeState.CollectionSchemasEntry
-	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 14: google.protobuf.Struct
+	nil,                           // 11: holdfast.store.state.v1.Entry.LabelsEntry
+	nil,                           // 12: holdfast.store.state.v1.TypeState.CollectionSchemasEntry
+	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 15: google.protobuf.Struct
 }
 var file_holdfast_store_state_v1_state_proto_depIdxs = []int32{
 	6,  // 0: holdfast.store.state.v1.ObjectState.fields:type_name -> holdfast.store.state.v1.ObjectState.FieldsEntry
 	7,  // 1: holdfast.store.state.v1.ObjectState.labels:type_name -> holdfast.store.state.v1.ObjectState.LabelsEntry
-	12, // 2: holdfast.store.state.v1.ObjectState.ttl:type_name -> google.protobuf.Duration
+	13, // 2: holdfast.store.state.v1.ObjectState.ttl:type_name -> google.protobuf.Duration
 	8,  // 3: holdfast.store.state.v1.ObjectState.collections:type_name -> holdfast.store.state.v1.ObjectState.CollectionsEntry
 	9,  // 4: holdfast.store.state.v1.ObjectState.leases:type_name -> holdfast.store.state.v1.ObjectState.LeasesEntry
 	10, // 5: holdfast.store.state.v1.ObjectState.timers:type_name -> holdfast.store.state.v1.ObjectState.TimersEntry
-	13, // 6: holdfast.store.state.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
-	13, // 7: holdfast.store.state.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
+	14, // 6: holdfast.store.state.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
+	14, // 7: holdfast.store.state.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
 	3,  // 8: holdfast.store.state.v1.Timer.lease:type_name -> holdfast.store.state.v1.Lease
-	13, // 9: holdfast.store.state.v1.Lease.expire_time:type_name -> google.protobuf.Timestamp
-	14, // 10: holdfast.store.state.v1.TypeState.state_schema:type_name -> google.protobuf.Struct
-	11, // 11: holdfast.store.state.v1.TypeState.collection_schemas:type_name -> holdfast.store.state.v1.TypeState.CollectionSchemasEntry
-	12, // 12: holdfast.store.state.v1.TypeState.ttl:type_name -> google.protobuf.Duration
-	2,  // 13: holdfast.store.state.v1.ObjectState.CollectionsEntry.value:type_name -> holdfast.store.state.v1.Collection
-	3,  // 14: holdfast.store.state.v1.ObjectState.LeasesEntry.value:type_name -> holdfast.store.state.v1.Lease
-	1,  // 15: holdfast.store.state.v1.ObjectState.TimersEntry.value:type_name -> holdfast.store.state.v1.Timer
-	14, // 16: holdfast.store.state.v1.TypeState.CollectionSchemasEntry.value:type_name -> google.protobuf.Struct
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	14, // 9: holdfast.store.state.v1.Lease.expire_time:type_name -> google.protobuf.Timestamp
+	11, // 10: holdfast.store.state.v1.Entry.labels:type_name -> holdfast.store.state.v1.Entry.LabelsEntry
+	15, // 11: holdfast.store.state.v1.TypeState.state_schema:type_name -> google.protobuf.Struct
+	12, // 12: holdfast.store.state.v1.TypeState.collection_schemas:type_name -> holdfast.store.state.v1.TypeState.CollectionSchemasEntry
+	13, // 13: holdfast.store.state.v1.TypeState.ttl:type_name -> google.protobuf.Duration
+	2,  // 14: holdfast.store.state.v1.ObjectState.CollectionsEntry.value:type_name -> holdfast.store.state.v1.Collection
+	3,  // 15: holdfast.store.state.v1.ObjectState.LeasesEntry.value:type_name -> holdfast.store.state.v1.Lease
+	1,  // 16: holdfast.store.state.v1.ObjectState.TimersEntry.value:type_name -> holdfast.store.state.v1.Timer
+	15, // 17: holdfast.store.state.v1.TypeState.CollectionSchemasEntry.value:type_name -> google.protobuf.Struct
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_store_state_v1_state_proto_init() }
@@ -649,7 +664,7 @@ func file_holdfast_store_state_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_store_state_v1_state_proto_rawDesc), len(file_holdfast_store_state_v1_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

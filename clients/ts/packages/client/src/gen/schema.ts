@@ -212,7 +212,7 @@ ApplyTogetherRequest changes*@ApplyRequest
 ApplyTogetherResponse changes*@ApplyResponse
 DeleteStateResponse existed! version#
 DeleteTypeResponse existed! version#
-Entry collection key version#
+Entry collection key version# labels%
 ForkStateResponse object@Object
 ListStatesResponse nextPageToken objects*@Object
 ListTypesResponse nextPageToken types*@Type

@@ -162,6 +162,8 @@ export interface Entry {
   data?: Bytes | undefined;
   /** Set by the server: the object's version that wrote the entry. */
   version: number;
+  /** What a Query can choose entries by. A put replaces them with the value; an `expect` does not look at them. */
+  labels: { [key: string]: string };
 }
 
 /** ForkStateResponse has the copy. */
@@ -426,6 +428,8 @@ export interface EntryInput {
   data?: Bytes | undefined;
   /** Set by the server: the object's version that wrote the entry. */
   version?: number | undefined;
+  /** What a Query can choose entries by. A put replaces them with the value; an `expect` does not look at them. */
+  labels?: { [key: string]: string } | undefined;
 }
 
 /** EntryRef names an entry. */
@@ -507,6 +511,14 @@ export interface IncrementInput {
   path?: string | undefined;
   /** Unset: 1. */
   by?: number | undefined;
+}
+
+/** Label is a label of entries with its value. */
+export interface LabelInput {
+  /** Such as "role". */
+  key?: string | undefined;
+  /** Such as "user". */
+  value?: string | undefined;
 }
 
 /** Last is the last entries of a collection, in the order of their keys. None: the collection is empty. */
@@ -601,6 +613,8 @@ export interface QueryInput {
   reverse?: boolean | undefined;
   /** 1 to 200; 0: 50. A page has fewer where they would not fit in one answer. */
   limit?: number | undefined;
+  /** Only entries with this label, of a range: however many others there are, reading these takes as long. */
+  label?: LabelInput | undefined;
 }
 
 /** ReadOne is one object of a Read. */

@@ -36,6 +36,7 @@ export const Entry: s.Of<client.state.Entry> = s.message({
   text: s.maybe(s.text),
   data: s.maybe(s.text),
   version: s.integer,
+  labels: s.map(s.text),
 });
 
 /** ForkStateResponse has the copy. */
