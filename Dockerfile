@@ -1,4 +1,4 @@
-# The image holds the binary and certificates, and nothing else: no shell, no package manager, no root.
+# The image holds the binary, certificates and licences, and nothing else: no shell, no package manager, no root.
 # Pin the base by digest where you build releases: --build-arg GO_IMAGE=golang:1.26-bookworm@sha256:… No digest is named here,
 # because none could be verified where this was written.
 ARG GO_IMAGE=golang:1.26-bookworm
@@ -13,6 +13,15 @@ ARG COMMIT=
 RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=${VERSION} -X main.commit=${COMMIT}" \
   -o /holdfast ./cmd/holdfast
 
+# The licences of all that is linked, and notices where there are any.
+RUN set -eu; install -D -m 0644 LICENSE /licenses/holdfast/LICENSE; \
+  go list -deps -f '{{with .Module}}{{.Path}} {{.Dir}}{{end}}' ./cmd/holdfast | sort -u | while read -r path dir; do \
+    for f in "$dir"/LICEN[CS]E* "$dir"/NOTICE* "$dir"/COPYING*; do \
+      [ ! -f "$f" ] || install -D -m 0644 "$f" "/licenses/$path/${f##*/}"; \
+    done; \
+    [ -d "/licenses/$path" ] || { echo "$path has no licence"; exit 1; }; \
+  done
+
 FROM scratch
 ARG VERSION=
 ARG COMMIT=
@@ -22,6 +31,7 @@ LABEL org.opencontainers.image.title=holdfast \
   org.opencontainers.image.version=${VERSION} \
   org.opencontainers.image.revision=${COMMIT}
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
+COPY --from=build /licenses /usr/share/licenses
 COPY --from=build /holdfast /usr/local/bin/holdfast
 # `serve` listens on $PORT, which Cloud Run and its like set themselves.
 ENV PORT=8080
