@@ -11,6 +11,7 @@ COUNT ?= 1
 RUNS ?= 3
 PGBOUNCER ?= /usr/sbin/pgbouncer
 VERSIONS ?= 16 17 18
+LAYERS ?= ./db/... ./object/... ./jobs/... ./handlers/...
 CACHE ?= /var/tmp/holdfast-postgres
 
 .PHONY: help
@@ -78,12 +79,12 @@ test-race: ## Run all tests under the race detector
 	go test -race -timeout=20m ./...
 
 .PHONY: test-docker
-test-docker: ## Run the tests that need a database again, in Docker
-	HOLDFAST_TEST_BACKEND=docker go test -count=1 $$(for d in db object jobs handlers; do [ ! -d $$d ] || echo ./$$d/...; done)
+test-docker: ## Run the tests that need a database again, in Docker (LAYERS=packages)
+	HOLDFAST_TEST_BACKEND=docker go test -count=1 $(LAYERS)
 
 .PHONY: test-pooler
-test-pooler: ## Run them again through PgBouncer in transaction mode (PGBOUNCER=path)
-	HOLDFAST_TEST_BACKEND=local HOLDFAST_TEST_POOLER=$(PGBOUNCER) go test -count=1 ./db ./object ./jobs ./handlers/...
+test-pooler: ## Run those that speak SQL, and every RPC, through PgBouncer in transaction mode (PGBOUNCER=path)
+	HOLDFAST_TEST_BACKEND=local HOLDFAST_TEST_POOLER=$(PGBOUNCER) go test -count=1 ./db ./object ./jobs ./handlers
 
 .PHONY: test-faults
 test-faults: ## Run the tests of faults, so many times (COUNT=1)
@@ -101,6 +102,11 @@ test-versions: ## Run the tests of the layers that speak SQL on other Postgres v
 test-alerts: ## Try the alert rules (needs promtool, of Debian's prometheus)
 	promtool check rules deploy/prometheus/alerts.yaml
 	promtool test rules deploy/prometheus/alerts_test.yaml
+
+.PHONY: test-deploy
+test-deploy: ## Check the files in deploy/ with the types of Kubernetes and of Cloud Run
+	go vet -C deploy/check ./...
+	go test -C deploy/check ./...
 
 .PHONY: test-attacks
 test-attacks: ## Attack a server and see that nobody else notices

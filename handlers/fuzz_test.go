@@ -232,12 +232,15 @@ func TestHostileJSON(t *testing.T) {
 				t.Fatalf("as it is, it is answered with %+v", got)
 			}
 			z.id = ""
-			for _, body := range mutants(document, hostile()) {
-				z.try(t, m, "json", []byte(body))
-			}
+			bodies := mutants(document, hostile())
 			for i := range m.Input().Fields().Len() {
 				for _, v := range large() {
-					z.try(t, m, "json", fmt.Appendf(nil, `{%q:%s}`, m.Input().Fields().Get(i).JSONName(), v))
+					bodies = append(bodies, fmt.Sprintf(`{%q:%s}`, m.Input().Fields().Get(i).JSONName(), v))
+				}
+			}
+			for i, body := range bodies {
+				if !raceDetector || i%10 == 0 {
+					z.try(t, m, "json", []byte(body))
 				}
 			}
 		})

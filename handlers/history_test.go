@@ -2,6 +2,7 @@ package handlers_test
 
 import (
 	"context"
+	"flag"
 	"math/rand/v2"
 	"testing"
 
@@ -15,6 +16,11 @@ import (
 // Every version of an object of any kind can be had again, whatever is done to it.
 func TestHistoryOfEveryKind(t *testing.T) {
 	t.Parallel()
+	if raceDetector {
+		if err := flag.Set("rapid.checks", "10"); err != nil {
+			t.Fatal(err)
+		}
+	}
 	rt := object.NewRuntime(dbtest.New(t).DB, object.Config{})
 	t.Cleanup(func() { rt.Close(context.Background()) })
 	services(t, rt)

@@ -73,7 +73,10 @@ func TestNothingMisspeltPasses(t *testing.T) {
 			t.Parallel()
 			all := append(wrongs(m.Input(), map[protoreflect.FullName]bool{}, func(s string) string { return s }, ""),
 				wrong{`{"nothing":{"a":[1]}}`, "nothing", "FIELD_UNKNOWN"}, wrong{`{"":1}`, "", "FIELD_UNKNOWN"}, wrong{`{"requestId ":"a"}`, "requestId ", "FIELD_UNKNOWN"})
-			for _, w := range all {
+			for i, w := range all {
+				if raceDetector && i%10 != 0 {
+					continue
+				}
 				answers := []reply{b.call(t, m, w.body, key)}
 				if getable(m) {
 					answers = append(answers, b.get(t, m, w.body, key))

@@ -36,6 +36,7 @@ import (
 	"golang.org/x/sync/singleflight"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/dynamicpb"
 
 	errorv1 "holdfast/gen/holdfast/error/v1"
 	"holdfast/gen/holdfast/live/v1/livev1connect"
@@ -166,10 +167,12 @@ func New(o Options) (*Server, error) {
 			requests = append(requests, all.Get(j).Input())
 		}
 	}
-	// The rules are compiled now, so that the first request does not wait for them.
-	rules, err := protovalidate.New(protovalidate.WithMessageDescriptors(requests...))
-	if err != nil {
-		return nil, fmt.Errorf("handlers: the rules of the protos: %w", err)
+	// The rules are compiled now, so that the first request does not wait for them, and once for all servers of a process.
+	rules := protovalidate.GlobalValidator
+	for _, r := range requests {
+		if wrong, ok := errors.AsType[*protovalidate.CompilationError](rules.Validate(dynamicpb.NewMessage(r))); ok {
+			return nil, fmt.Errorf("handlers: the rules of the protos: %w", wrong)
+		}
 	}
 
 	texts := jsonpb.New()
