@@ -1,12 +1,14 @@
 // Holdfast beside Durable Objects in workerd, in one run: the same JSON over HTTP, the same client, in turns.
 //
-//   (cd clients/ts && npm ci)
-//   HOLDFAST_API=http://127.0.0.1:8080 HOLDFAST_TOKEN=... node bench/durable/durable.mjs [seconds per cell]
+//   (cd clients/ts && npm ci) && node bench/durable/durable.mjs [seconds per cell]
+//
+// It builds and starts `holdfast dev`, whose Postgres waits for the disk as Postgres does by default, and workerd with its storage on the same
+// disk. HOLDFAST_API and HOLDFAST_TOKEN name another server instead.
 //
 // A cell is one kind of call on 1, 64 or 1,000 objects: by one caller, which shows latency, and by 64 at once, which shows throughput. The
 // ratio is Holdfast to workerd: calls a second of 64 callers (above 1, Holdfast does more), and the median of one (below 1, it is sooner).
 // Both answer when a change is on the disk as they see to it; workerd's local storage is SQLite in one process without a network.
-import { spawn } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import http from "node:http";
@@ -14,11 +16,10 @@ import { createRequire } from "node:module";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { createInterface } from "node:readline";
 import { setTimeout as wait } from "node:timers/promises";
 
 const seconds = Number(process.argv[2] ?? 5);
-const { HOLDFAST_API: api = "http://127.0.0.1:8080", HOLDFAST_TOKEN: token } = process.env;
-if (!token) throw new Error("set HOLDFAST_TOKEN to an API key; `holdfast dev` prints one");
 const value = "x".repeat(1024);
 
 const worker = `
@@ -74,6 +75,15 @@ const main :Workerd.Worker = (
   }
 }
 
+async function startHoldfast(dir) {
+  if (process.env.HOLDFAST_API) return { api: process.env.HOLDFAST_API, token: process.env.HOLDFAST_TOKEN };
+  const bin = join(dir, "holdfast");
+  execFileSync("go", ["build", "-o", bin, "./cmd/holdfast"], { cwd: new URL("../..", import.meta.url), stdio: "inherit" });
+  const child = spawn(bin, ["dev", "--ephemeral", "--addr", "127.0.0.1:0", "--json", "--log-level", "warn"], { stdio: ["ignore", "pipe", "inherit"] });
+  for await (const line of createInterface(child.stdout)) return { child, ...JSON.parse(line) };
+  throw new Error("holdfast does not start");
+}
+
 const agent = new http.Agent({ keepAlive: true, maxSockets: 64 });
 const call = (url, headers, body) =>
   new Promise((resolve, reject) => {
@@ -88,7 +98,7 @@ const call = (url, headers, body) =>
   });
 
 const run = `${Date.now()}`;
-const systems = (workerd) => ({
+const systems = (workerd, { api, token }) => ({
   workerd: (op, name) => call(`${workerd}/${run}-${name}`, {}, { op, value: op === "put" ? value : undefined }),
   holdfast: (op, name) => {
     const ref = { type: "bench", name: `${run}-${name}` };
@@ -118,9 +128,15 @@ async function measure(one, op, objects, callers) {
 }
 
 const dir = await mkdtemp(join(tmpdir(), "holdfast-durable-"));
-const { child, url } = await startWorkerd(dir);
+const children = [];
+process.once("SIGINT", () => process.exit(1)).once("SIGTERM", () => process.exit(1));
+process.once("exit", () => children.forEach((child) => child.kill()));
 try {
-  const all = systems(url);
+  const workerd = await startWorkerd(dir);
+  children.push(workerd.child);
+  const holdfast = await startHoldfast(dir);
+  if (holdfast.child) children.push(holdfast.child);
+  const all = systems(workerd.url, holdfast);
   console.log("| call | objects | workerd/s | holdfast/s | ratio | workerd, one caller | holdfast, one caller | ratio |\n|---|---|---|---|---|---|---|---|");
   for (const objects of [1, 64, 1000]) {
     for (const op of ["increment", "put", "read"]) {
@@ -142,7 +158,9 @@ try {
   }
 } finally {
   agent.destroy();
-  child.kill();
-  await once(child, "exit");
+  for (const child of children) {
+    child.kill();
+    await once(child, "exit");
+  }
   await rm(dir, { recursive: true });
 }
