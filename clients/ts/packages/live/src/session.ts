@@ -31,9 +31,9 @@ export interface Output {
 }
 
 /** How a conversation is held. */
-export interface LiveOptions extends Partial<Omit<CoreOptions["connect"], never>> {
+export interface LiveOptions extends Partial<CoreOptions["connect"]> {
   /** The setup as the Live API has it: `{ model, generationConfig, systemInstruction, tools }`. Transcriptions and resumption are added. */
-  setup: JsonObject & { model: string };
+  setup: { readonly model: string; readonly [field: string]: unknown };
   /** An ephemeral token of the provider's, for one connection: asked for with each. */
   token: (signal: AbortSignal) => string | Promise<string>;
   /** By their names; without them the calls are left to workers, which claim them. */
@@ -111,7 +111,7 @@ class Session implements LiveSession {
     this.#connect = options.connect ?? webSocket();
     const { setup, tools, device, provider, seedBudgetTokens, seedEndsWithUser, options: more } = options;
     this.#core = new Core({
-      setup,
+      setup: setup as JsonObject,
       tools: tools && Object.keys(tools),
       connect: { device, provider, seedBudgetTokens, seedEndsWithUser, options: more },
     });

@@ -8,6 +8,7 @@ import { build } from "esbuild";
 import { type Server, start } from "../../../test/server.ts";
 import { type Chaos, chaos } from "../../client/test/chaos.ts";
 import { bundle, inChromium } from "../../client/test/environments.ts";
+import { type Gemini, gemini } from "../../testing/src/gemini.ts";
 
 const root = fileURLToPath(new URL("../../..", import.meta.url));
 const versions = { "React 18": `${root}test/react18/node_modules`, "React 19": `${root}node_modules` };
@@ -15,12 +16,15 @@ const versions = { "React 18": `${root}test/react18/node_modules`, "React 19": `
 describe("react", { concurrency: false }, () => {
   let server: Server;
   let proxy: Chaos;
+  let provider: Gemini;
   before(async () => {
     server = await start();
     proxy = await chaos(server.api);
+    provider = await gemini();
   });
   after(async () => {
     proxy?.close();
+    await provider?.stop();
     await server?.stop();
   });
 
@@ -37,7 +41,7 @@ describe("react", { concurrency: false }, () => {
       t.after(() => suite.stop());
       for (const name of await suite.names())
         await t.test(name, { timeout: 60_000 }, () =>
-          suite.run(name, { where: "chromium", api: server.api, token: server.token, chaos: proxy.url }),
+          suite.run(name, { where: "chromium", api: server.api, token: server.token, chaos: proxy.url, gemini: provider.url }),
         );
     });
 

@@ -11,6 +11,8 @@ export interface World {
   token: string;
   /** The proxy of chaos.ts before it. */
   chaos: string;
+  /** A fake Gemini Live, where there is one. */
+  gemini?: string;
 }
 
 type Run = (world: World) => Promise<void>;

@@ -1,4 +1,5 @@
 import "./live.tsx";
+import "./voice.tsx";
 import "./append.tsx";
 import "./hooks.tsx";
 
