@@ -1,7 +1,7 @@
 import type { ConversationView, conversation, Holdfast } from "@holdfast/client";
 import { type LiveOptions, type LiveSession, type LiveView, live } from "@holdfast/live";
 import { type BrowserAudio, browserAudio } from "@holdfast/live/audio";
-import { useEffect, useMemo, useRef, useSyncExternalStore } from "react";
+import { useEffect, useMemo, useRef, useState, useSyncExternalStore } from "react";
 import { type Conversation, useConversation } from "./hooks.ts";
 import { useHoldfast } from "./live.ts";
 
@@ -61,7 +61,15 @@ export function useLiveConversation(conversationId: string, options: VoiceOption
   const state = useSyncExternalStore(voice.subscribe, voice.get, voice.get);
   const shown = useConversation(conversationId, { messages: options.messages ?? 50, signals: true });
   const view = shown.value;
-  return useMemo(() => together(voice, state, view), [voice, state, view]);
+  // A device that is gone without a word has the floor until its lease is over.
+  const end = leaseEnd(view);
+  const [over, setOver] = useState(0);
+  useEffect(() => {
+    const timer = setTimeout(() => setOver(end), end - Date.now());
+    return () => clearTimeout(timer);
+  }, [end]);
+  const held = over !== end && end > Date.now();
+  return useMemo(() => together(voice, state, view, held), [voice, state, view, held]);
 }
 
 interface State {
@@ -70,11 +78,21 @@ interface State {
   readonly muted: boolean;
 }
 
-function together(voice: Voice, { view, microphone, muted }: State, talk: Conversation | undefined): LiveConversation {
+/** leaseEnd is when the lease of a conversation's connection is over; 0: nobody has it. */
+function leaseEnd(talk: Conversation | undefined): number {
+  const live = talk?.conversation?.live;
+  return live?.lease?.expireTime && !live.closeTime ? Date.parse(live.lease.expireTime) : 0;
+}
+
+function together(
+  voice: Voice,
+  { view, microphone, muted }: State,
+  talk: Conversation | undefined,
+  held: boolean,
+): LiveConversation {
   const { interim, holder, ...rest } = view;
   const mine = view.status === "live" || view.status === "connecting" || view.status === "resuming";
   const connection = talk?.conversation?.live;
-  const held = connection !== undefined && connection.closeTime === undefined;
   const messages = talk?.messages ?? [];
   const said = mine ? interim : talk?.voice.interim && talk.voice.status === "listening" ? talk.voice.lastTranscription : "";
   return {
@@ -84,7 +102,7 @@ function together(voice: Voice, { view, microphone, muted }: State, talk: Conver
     interim: unsaid(said, messages),
     floor: {
       mine,
-      holder: mine ? undefined : (holder ?? (held ? connection.device?.name || "another device" : undefined)),
+      holder: mine ? undefined : (holder ?? (held ? connection?.device?.name || "another device" : undefined)),
       take: voice.take,
     },
     toolCalls: talk?.toolCalls ?? [],
