@@ -40,6 +40,10 @@ generate: ## Write gen/, docs/api/, docs/errors.md and the TypeScript client's t
 	$(TOOL) genqlient
 	$(TOOL) buf build --output - --path proto/holdfast/error | go run ./handlers/problem/errorsdoc >docs/errors.md
 
+.PHONY: console
+console: ## Write console/dist from clients/ts/console and the packages that it uses; needs Node
+	cd clients/ts && npm run dist -w console
+
 .PHONY: check-generated
 check-generated: generate ## Fail where what is generated is not what generate writes
 	@git diff --exit-code -- gen docs/api docs/errors.md $(TSAPI)

@@ -22,6 +22,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
+	consoleweb "holdfast/console"
 	"holdfast/db"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
 	"holdfast/gen/holdfast/coordination/v1/coordinationv1connect"
@@ -79,6 +80,7 @@ type serverConfig struct {
 	fanoutConfig
 
 	telemetry *openTelemetry // nil: to be started
+	console   http.Handler   // nil: no console
 	workConfig
 
 	Live liveConfig `embed:"" prefix:"live-" group:"What Gemini Live allows, should it change:"`
@@ -299,6 +301,9 @@ func (c serverConfig) run(ctx context.Context, w *console, log *slog.Logger, d *
 		Traces:       c.telemetry.tracer(),
 		Log:          log,
 		Now:          time.Now, // it sets deadlines, which follow the kernel's clock whatever w.now says
+	}
+	if c.console != nil {
+		options.Routes = append(options.Routes, handlers.Route{Name: "console", Path: consoleweb.Path, Handler: c.console})
 	}
 	if !c.has(roleAPI) {
 		options.Services, options.Routes = nil, nil

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	consoleweb "holdfast/console"
 	"holdfast/db"
 	"holdfast/db/embedded"
 	"holdfast/gen/holdfast/conversation/v1/conversationv1connect"
@@ -34,7 +35,7 @@ type devCmd struct {
 	Data      string `help:"Directory for the database and the secrets." env:"HOLDFAST_DATA" default:".data" type:"path"`
 	Ephemeral bool   `help:"Keep nothing: the database is thrown away at the end." env:"HOLDFAST_EPHEMERAL"`
 	Addr      string `help:"Address of the API." env:"HOLDFAST_ADDR" default:"127.0.0.1:8080" placeholder:"HOST:PORT"`
-	JSON      bool   `help:"When ready, print one line of JSON: api, tenant and token; with --ephemeral also database, as its owner." name:"json"`
+	JSON      bool   `help:"When ready, print one line of JSON: api, tenant, token and console; with --ephemeral also database, as its owner." name:"json"`
 }
 
 // Run serves until ctx ends, or until its Postgres does.
@@ -69,7 +70,9 @@ func (c *devCmd) Run(ctx context.Context, w *console) (err error) {
 		}
 	}()
 	c.ListenURL = cmp.Or(c.ListenURL, box.url)
-	err = c.run(serving, w, log, box.db, secrets, c.Addr, func(api string) error { return c.greet(w, api, box) })
+	link := consoleweb.NewLink(consoleweb.Credential{Tenant: devTenant, Token: box.token})
+	c.console = consoleweb.Handler(link)
+	err = c.run(serving, w, log, box.db, secrets, c.Addr, func(api string) error { return c.greet(w, api, link, box) })
 	if ctx.Err() == nil && context.Cause(serving) != nil {
 		err = errors.Join(context.Cause(serving), err)
 	}
@@ -102,14 +105,17 @@ type greeting struct {
 	API    string `json:"api"`
 	Tenant string `json:"tenant"`
 	Token  string `json:"token"`
+	// Console signs in whoever opens it first.
+	Console string `json:"console"`
 	// Database is for tests, which make tenants of their own in it.
 	Database string `json:"database,omitempty"`
 }
 
 // greet says where the server is and how to call it, in a form that can be pasted.
-func (c *devCmd) greet(w *console, api string, box *sandbox) error {
+func (c *devCmd) greet(w *console, api string, link *consoleweb.Link, box *sandbox) error {
+	page := api + consoleweb.Path + link.Fragment()
 	if c.JSON {
-		hello := greeting{API: api, Tenant: devTenant, Token: box.token}
+		hello := greeting{API: api, Tenant: devTenant, Token: box.token, Console: page}
 		if c.Ephemeral {
 			hello.Database = box.postgres.AdminURL()
 		}
@@ -122,10 +128,12 @@ func (c *devCmd) greet(w *console, api string, box *sandbox) error {
 	_, err := fmt.Fprintf(w.stdout, `
 Holdfast is ready.
 
-  API     %s
-  Tenant  %s
-  Token   %s
-          (a service key, %s)
+  API      %s
+  Tenant   %s
+  Token    %s
+           (a service key, %s)
+  Console  %s
+           (signs you in, once)
 
 Try it, in another terminal:
 
@@ -134,7 +142,7 @@ Try it, in another terminal:
     -H "Authorization: Bearer $HOLDFAST_TOKEN" -H 'Content-Type: application/json' \
     -d '{"conversation": {"title": "Auth refactor"}, "shared": true}'
 
-`, api, devTenant, box.token, kept, api, box.token, conversationv1connect.ConversationServiceCreateConversationProcedure)
+`, api, devTenant, box.token, kept, page, api, box.token, conversationv1connect.ConversationServiceCreateConversationProcedure)
 	return err
 }
 

@@ -7,6 +7,8 @@ import (
 	"net"
 	"strconv"
 	"time"
+
+	consoleweb "holdfast/console"
 )
 
 // serveCmd is `holdfast serve`.
@@ -19,6 +21,8 @@ type serveCmd struct {
 
 	Roles        []string `help:"What this server does, separated by commas: api, jobs (timers, the sweep, Linear's sync). Without jobs they are for other servers, or for tick." enum:"api,jobs" env:"HOLDFAST_ROLES" default:"api,jobs" placeholder:"ROLE"`
 	MaxInstances int      `help:"How many servers there may be at once. The pool is then this one's share of the connections that Postgres accepts, and --max-conns at most. 0: --max-conns." env:"HOLDFAST_MAX_INSTANCES" default:"0" placeholder:"N"`
+
+	Console bool `help:"Serve the console at /console/. People sign in there with a key or a session's token of their own." env:"HOLDFAST_CONSOLE"`
 
 	logConfig
 
@@ -39,6 +43,9 @@ func (c *serveCmd) Run(ctx context.Context, w *console) error {
 		return wrongUsage("--max-instances is %d; it is 0 or more", c.MaxInstances)
 	}
 	c.drainDelay, c.roles, c.tick, c.servers = c.DrainDelay, c.Roles, c.Tick, c.MaxInstances
+	if c.Console {
+		c.console = consoleweb.Handler(nil)
+	}
 	if c.Addr == "" {
 		c.Addr = net.JoinHostPort("", strconv.Itoa(int(c.Port)))
 	}

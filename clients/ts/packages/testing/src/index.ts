@@ -20,6 +20,8 @@ export interface Address {
   readonly api: string;
   /** A service's key of its first tenant, `dev`. */
   readonly token: string;
+  /** The console's link, which signs in whoever opens it first. */
+  readonly console: string;
   /** Its database, as its owner; it is thrown away with the server. */
   readonly database: string;
   /** The program that it runs. */
@@ -69,11 +71,11 @@ export async function start(options: Options = {}): Promise<Server> {
   try {
     if (line instanceof Error) throw line;
     if (typeof line[0] !== "string") throw new Error(`it ended with ${line[0]}`);
-    const { api, token, database } = JSON.parse(line[0]) as Address;
+    const { api, token, console, database } = JSON.parse(line[0]) as Address;
     // It holds up the end of no process.
     server.unref();
     (server.stdout as Socket).unref();
-    return { api, token, database, binary, stop, [Symbol.asyncDispose]: stop };
+    return { api, token, console, database, binary, stop, [Symbol.asyncDispose]: stop };
   } catch (cause) {
     const why = `${cause}\n${readFileSync(join(dir, "log"), "utf8")}`;
     await stop();
