@@ -65,6 +65,17 @@ func presentLive(live *storev1.LiveState) *conversationv1.LiveConnection {
 		Device: presentDevice(live.GetDevice()), Provider: conversationv1.LiveProvider(live.GetProvider()), ProviderSessionId: live.GetSessionId(),
 		OpenTime: live.GetOpenTime(), CloseTime: live.GetCloseTime(), CloseCode: live.GetCloseCode(), GoAwayTime: live.GetGoAwayTime(),
 		StoredThrough: small(live.GetLastClientIndex()), TotalTokens: live.GetTotalTokens(), UnknownFrames: small(live.GetUnknownFrames()),
+		Setup: presentSetup(live.GetSetup()),
+	}
+}
+
+func presentSetup(s *storev1.LiveSetup) *conversationv1.LiveSetup {
+	if s == nil {
+		return nil
+	}
+	return &conversationv1.LiveSetup{
+		Model: s.GetModel(), ResponseModalities: s.GetResponseModalities(), TargetLanguage: s.GetTargetLanguage(),
+		ContextSha256: s.GetContextSha256(), ContextUpdates: small(s.GetContextUpdates()), ContextTime: s.GetContextTime(),
 	}
 }
 

@@ -85,6 +85,7 @@ func storeMessage(m *storev1.Message, from *conversationv1.Message) {
 	m.HeardText, m.HeardEstimated, m.AudioMs, m.InterruptTime = nil, s.GetHeardEstimated(), int64(s.GetAudioMs()), s.GetInterruptTime()
 	m.TurnCompleteReason, m.Language, m.Speaker = s.GetEndReason(), s.GetLanguage(), s.GetSpeaker()
 	m.Sources, m.Usage, m.PlayedMs = s.GetSources(), s.GetUsage(), nil
+	m.StartOffset, m.EndOffset = s.GetStartOffset(), s.GetEndOffset()
 	if s == nil {
 		return
 	}
@@ -96,12 +97,14 @@ func storeMessage(m *storev1.Message, from *conversationv1.Message) {
 
 func presentSpoken(m *storev1.Message) *conversationv1.Spoken {
 	if m.HeardText == nil && !m.GetHeardEstimated() && m.GetAudioMs() == 0 && m.PlayedMs == nil && m.GetInterruptTime() == nil &&
-		m.GetTurnCompleteReason() == "" && m.GetLanguage() == "" && m.GetSpeaker() == "" && m.GetSources() == nil && m.GetUsage() == nil {
+		m.GetTurnCompleteReason() == "" && m.GetLanguage() == "" && m.GetSpeaker() == "" && m.GetSources() == nil && m.GetUsage() == nil &&
+		m.GetStartOffset() == nil && m.GetEndOffset() == nil {
 		return nil
 	}
 	s := &conversationv1.Spoken{
 		HeardEstimated: m.GetHeardEstimated(), AudioMs: small(m.GetAudioMs()), InterruptTime: m.GetInterruptTime(),
 		EndReason: m.GetTurnCompleteReason(), Language: m.GetLanguage(), Speaker: m.GetSpeaker(), Sources: m.GetSources(), Usage: m.GetUsage(),
+		StartOffset: m.GetStartOffset(), EndOffset: m.GetEndOffset(),
 	}
 	if m.HeardText != nil {
 		s.HeardText = new(m.GetHeardText()) // not shared: an update sets it in its place

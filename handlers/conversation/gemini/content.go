@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 
+	"google.golang.org/protobuf/types/known/structpb"
+
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
@@ -83,7 +85,7 @@ const maxSignature = 8 << 10
 func (c *Content) Signature() (signature []byte, lost int) {
 	for i := range c.Parts {
 		p := &c.Parts[i]
-		if p.ThoughtSignature.size == 0 || p.FunctionCall != nil || p.ExecutableCode.Fields != nil || p.CodeExecutionResult.Fields != nil {
+		if p.ThoughtSignature.size == 0 || p.FunctionCall != nil || p.ExecutableCode.Fields != nil || p.CodeExecutionResult.Fields != nil || p.isFile() {
 			continue
 		}
 		if s := p.ThoughtSignature.Bytes(); len(s) > 0 && len(s) <= maxSignature && !p.Media() {
@@ -165,6 +167,30 @@ func (c *Content) AudioMillis() int64 {
 // onlyAudio reports whether the content has nothing that is kept.
 func (c *Content) onlyAudio() bool {
 	return !slices.ContainsFunc(c.Parts, func(p Part) bool {
-		return p.Text != "" || p.InlineData.Data.size == 0 || p.FunctionCall != nil || p.AudioTranscription != nil
+		return p.Text != "" || p.InlineData.Data.size == 0 || p.FunctionCall != nil || p.AudioTranscription != nil || p.isFile()
 	})
+}
+
+// Made are the parts that a part of the model is stored as: what it executes, the result, or a file. Audio is not kept.
+func (p *Part) Made() (list []*storev1.Part) {
+	for _, code := range []struct {
+		name string
+		data Object
+	}{{"executableCode", p.ExecutableCode}, {"codeExecutionResult", p.CodeExecutionResult}} {
+		if code.data.Fields != nil {
+			value := structpb.NewStructValue(Fields(map[string]*structpb.Value{code.name: structpb.NewStructValue(code.data.Fields)}))
+			list = append(list, &storev1.Part{Part: &storev1.Part_Json{Json: value}, ThoughtSignature: p.ThoughtSignature.Bytes()})
+		}
+	}
+	if p.isFile() {
+		list = (&Content{Parts: []Part{*p}}).Kept()
+		list[0].ThoughtSignature = p.ThoughtSignature.Bytes()
+	}
+	return list
+}
+
+// isFile reports whether a part of the model is a file, such as a picture, and not a piece of what it plays.
+func (p *Part) isFile() bool {
+	kind, _, _ := strings.Cut(string(p.InlineData.MIMEType), "/")
+	return p.FileData.URI != "" || p.InlineData.Data.size > 0 && kind != "audio" && kind != "video"
 }

@@ -12,13 +12,13 @@ import (
 
 // knownFields are the fields of the Live API that have a meaning here, or are known to have none.
 var knownFields = parseFields(`
-setup{model generationConfig* systemInstruction* tools* realtimeInputConfig* sessionResumption{handle transparent} contextWindowCompression*
- inputAudioTranscription* outputAudioTranscription* proactivity* explicitVadSignal avatarConfig* safetySettings* historyConfig* labels* translationConfig*}
+setup{model generationConfig~ systemInstruction* tools* realtimeInputConfig* sessionResumption{handle transparent} contextWindowCompression*
+ inputAudioTranscription* outputAudioTranscription* proactivity* explicitVadSignal avatarConfig* safetySettings* historyConfig* labels* translationConfig~}
 clientContent{turns{role parts{&part}} turnComplete}
 realtimeInput{audio* video* text audioStreamEnd activityStart{} activityEnd{} mediaChunks*}
-toolResponse{functionResponses{id name response* willContinue scheduling parts*}}
+toolResponse{functionResponses{id name response* willContinue scheduling}}
 contextUpdate*
-setupComplete{sessionId voiceConsentSignature*}
+setupComplete{sessionId}
 serverContent{modelTurn{role parts{&part}} inputTranscription{&transcription} interimInputTranscription{&transcription} outputTranscription{&transcription}
  interrupted generationComplete turnComplete turnCompleteReason interactionStatus waitingForInput groundingMetadata~ urlContextMetadata~}
 toolCall{functionCalls{id name args* partialArgs{jsonPath stringValue numberValue boolValue nullValue willContinue} willContinue}}
@@ -31,7 +31,7 @@ voiceActivityDetectionSignal{vadSignalType}
 `, map[string]string{
 	"part": `text thought inlineData{mimeType data displayName} fileData{mimeType fileUri displayName} functionCall{id name args*} executableCode* codeExecutionResult*
  audioTranscription{&transcription} thoughtSignature videoMetadata* mediaResolution*`,
-	"transcription": `text finished languageCode speakerLabel words* startOffset endOffset`,
+	"transcription": `text finished languageCode speakerLabel startOffset endOffset`,
 })
 
 // fields are the known fields of an object; nil: of a value in which nothing is looked at.

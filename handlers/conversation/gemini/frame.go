@@ -1,6 +1,7 @@
 package gemini
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 )
@@ -22,7 +23,7 @@ type Message struct {
 	ClientContent *ClientContent `json:"clientContent"`
 	RealtimeInput *realtimeInput `json:"realtimeInput"`
 	ToolResponse  *toolResponse  `json:"toolResponse"`
-	ContextUpdate *struct{}      `json:"contextUpdate"`
+	ContextUpdate Digest         `json:"contextUpdate"`
 
 	// From the server.
 	SetupComplete           *setupComplete        `json:"setupComplete"`
@@ -38,9 +39,26 @@ type Message struct {
 
 // SessionSetup is read for how the session begins. That it has a handle matters, not which.
 type SessionSetup struct {
+	Model            Text `json:"model"`
+	GenerationConfig struct {
+		ResponseModalities []Text            `json:"responseModalities"`
+		TranslationConfig  translationConfig `json:"translationConfig"`
+	} `json:"generationConfig"`
+	TranslationConfig translationConfig `json:"translationConfig"`
+	SystemInstruction Digest            `json:"systemInstruction"`
+	Tools             Digest            `json:"tools"`
 	SessionResumption struct {
 		Handle presence `json:"handle"`
 	} `json:"sessionResumption"`
+}
+
+type translationConfig struct {
+	Target Text `json:"targetLanguageCode"`
+}
+
+// Target is the language that the session translates into; empty: it does not.
+func (s *SessionSetup) Target() string {
+	return cmp.Or(string(s.TranslationConfig.Target), string(s.GenerationConfig.TranslationConfig.Target))
 }
 
 // ClientContent is what a client writes to the model.
@@ -112,6 +130,9 @@ type Transcription struct {
 	Finished bool `json:"finished"`
 	Language Text `json:"languageCode"`
 	Speaker  Text `json:"speakerLabel"`
+	// Where it is in the audio of the connection.
+	Start Offset `json:"startOffset"`
+	End   Offset `json:"endOffset"`
 }
 
 type toolCalls struct {
@@ -148,7 +169,8 @@ func (u *UsageMetadata) UnmarshalJSON(raw []byte) error {
 }
 
 type voiceActivity struct {
-	Type Text `json:"voiceActivityType"`
+	Type   Text   `json:"voiceActivityType"`
+	Offset Offset `json:"audioOffset"`
 }
 
 type vadSignal struct {
@@ -202,3 +224,11 @@ func (f *Message) ByUser() bool {
 // Pieces is a piece of what is said, with the half of a surrogate pair that the piece before ended with; half is that with which this
 // one ends.
 func (t *Transcription) Pieces(half *int32) string { return join(string(t.Text), half) }
+
+// AudioOffset is where in the audio the speech that it tells of starts or ends.
+func (f *Message) AudioOffset() Offset {
+	if f.VoiceActivity == nil {
+		return Offset{}
+	}
+	return f.VoiceActivity.Offset
+}

@@ -28,7 +28,11 @@ func LastBytes(text string, size int) string {
 	if len(text) <= size {
 		return text
 	}
-	return strings.ToValidUTF8(text[len(text)-size:], "")
+	text = text[len(text)-size:]
+	for len(text) > 0 && !utf8.RuneStart(text[0]) {
+		text = text[1:]
+	}
+	return text
 }
 
 // Text is a string that Postgres can store: valid UTF-8 without U+0000, which jsonb refuses. Halves of surrogate pairs stand in

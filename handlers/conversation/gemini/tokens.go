@@ -9,8 +9,12 @@ import (
 
 // MessageTokens guesses how many tokens a model is told of a message.
 func MessageTokens(m *storev1.Message) int64 {
-	n := Tokens(m.GetText())
-	for _, p := range m.GetParts() {
+	return Tokens(m.GetText()) + PartTokens(m.GetParts())
+}
+
+// PartTokens guesses how many tokens a model is told of a message's parts.
+func PartTokens(parts []*storev1.Part) (n int64) {
+	for _, p := range parts {
 		switch p := p.GetPart().(type) {
 		case *storev1.Part_Text:
 			n += Tokens(p.Text)
@@ -71,14 +75,29 @@ const (
 // Tokens guesses how many tokens a text has, by the scripts that it is written in. For texts of some length it is within a
 // quarter of what a tokenizer counts, unless it is made of what nobody says: keys, hashes, base64.
 func Tokens(text string) int64 {
-	var e estimate
-	for _, r := range text {
+	tokens, _, _ := CountFrom(text, 0, 0)
+	return tokens
+}
+
+// CountFrom goes on with the count of a text that has grown: up to the byte from, which is between two words, it has so many hundredths of
+// a token. It returns the tokens of all of the text, and the last byte between two words with its hundredths, to go on from.
+func CountFrom(text string, from, hundredths int64) (tokens, counted, upTo int64) {
+	e := estimate{hundredths: int(hundredths)}
+	counted, upTo = from, hundredths
+	for i, r := range text[from:] {
+		if e.blanks == 0 && (isBlank(r) || e.letters == 0 && !e.inMarks) {
+			e.endWord()
+			e.inMarks = false
+			counted, upTo = from+int64(i), int64(e.hundredths)
+		}
 		e.add(r)
 	}
 	e.endWord()
 	e.endBlanks()
-	return int64(math.Ceil(float64(e.hundredths) / wholeToken))
+	return int64(math.Ceil(float64(e.hundredths) / wholeToken)), counted, upTo
 }
+
+func isBlank(r rune) bool { return r == ' ' || r == '\n' || r == '\t' || r == '\r' }
 
 // estimate counts in hundredths of a token.
 type estimate struct {
@@ -94,7 +113,7 @@ type estimate struct {
 }
 
 func (e *estimate) add(r rune) {
-	if r == ' ' || r == '\n' || r == '\t' || r == '\r' {
+	if isBlank(r) {
 		e.endWord()
 		e.inMarks = false
 		e.blanks++

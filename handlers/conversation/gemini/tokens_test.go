@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"os"
 	"testing"
+
+	"pgregory.net/rapid"
 )
 
 func TestEstimateTokens(t *testing.T) {
@@ -38,4 +40,20 @@ func TestEstimatesAreWithinAQuarter(t *testing.T) {
 			t.Errorf("%s has %d tokens, estimated %d", s.Name, s.Gemma3, got)
 		}
 	}
+}
+
+// A text that grows piece by piece has the same count as one that is there at once.
+func TestACountGoesOnWhereItWas(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		pieces := rapid.SliceOf(rapid.StringOfN(rapid.RuneFrom([]rune("ab Z9.,-\n\té好はいไท🙂")), 0, 8, -1)).Draw(t, "pieces")
+		text, counted, upTo := "", int64(0), int64(0)
+		for _, piece := range pieces {
+			text += piece
+			var tokens int64
+			if tokens, counted, upTo = CountFrom(text, counted, upTo); tokens != Tokens(text) {
+				t.Fatalf("%q has %d tokens, counted on %d", text, Tokens(text), tokens)
+			}
+		}
+	})
 }

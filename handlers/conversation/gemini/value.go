@@ -11,7 +11,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"holdfast/jsonpb"
@@ -189,4 +191,37 @@ func toValue(v any, depth int, exact *bool) (*structpb.Value, error) {
 	default:
 		return structpb.NewNullValue(), nil
 	}
+}
+
+// Offset is a place in the audio of a connection, as "1.5s"; At is nil where there is none.
+type Offset struct{ At *durationpb.Duration }
+
+// UnmarshalJSON implements [json.Unmarshaler].
+func (o *Offset) UnmarshalJSON(raw []byte) error {
+	const most = 24 * time.Hour
+	if string(raw) == "null" {
+		return nil
+	}
+	d, err := time.ParseDuration(strings.Trim(string(raw), `"`))
+	if err != nil || d < 0 || d > most {
+		return errValue
+	}
+	o.At = durationpb.New(d)
+	return nil
+}
+
+// Digest stands for JSON that is not kept: its SHA-256 in hexadecimal, of its compact form; empty: there was none.
+type Digest string
+
+// UnmarshalJSON implements [json.Unmarshaler].
+func (d *Digest) UnmarshalJSON(raw []byte) error {
+	if string(raw) == "null" {
+		return nil
+	}
+	var b bytes.Buffer
+	if err := json.Compact(&b, raw); err != nil {
+		return errValue
+	}
+	*d = Digest(fmt.Sprintf("%x", sha256.Sum256(b.Bytes())))
+	return nil
 }

@@ -240,8 +240,8 @@ func (f *Reducer) answerCall(response gemini.FunctionResponse) {
 func (f *Reducer) ToldResult() {
 	if turn := f.live.GetAssistantTurn(); turn == nil {
 		f.live.Asked = true
-	} else if turn.GetCreateTime() != nil {
-		f.live.AnsweredTools = true
+	} else if turn.GetCreateTime() != nil && !f.live.GetAnsweredTools() {
+		f.live.AnsweredTools, f.live.ResultAudioMs = true, f.live.GetTurnAudioMs()
 	}
 }
 

@@ -1,6 +1,8 @@
 package voice
 
 import (
+	"crypto/sha256"
+	"fmt"
 	"maps"
 	"slices"
 	"time"
@@ -50,10 +52,12 @@ func (f *Reducer) Open(o Opening) {
 	f.live.SessionId, f.live.CallsBefore = "", f.state.GetToolCallCount()
 	f.forgetAnswer()
 	f.live.QuestionSeq, f.live.OwesEnd, f.live.OwesCut, f.live.Speaking, f.live.PartialCalls = 0, false, false, false, nil
+	f.live.SpeechStart, f.live.SpeechEnd = nil, nil
 	f.startRetelling()
 	f.live.Reconnected = f.live.GetRetelling()
 	if f.live.ResumedHandleId = o.Resumes; o.Resumes == 0 {
 		f.live.Session++
+		f.live.Setup = nil
 	}
 	f.live.Device, f.live.Provider, f.live.SetupHash = o.Device, o.Provider, o.SetupHash
 	f.live.KeepFrames, f.live.Silence = o.KeepFrames, o.Silence
@@ -129,6 +133,9 @@ func (f *Reducer) foldSession(m *gemini.Message) {
 	if m.Setup != nil {
 		f.setUp(m.Setup)
 	}
+	if m.ContextUpdate != "" {
+		f.updateContext(m.ContextUpdate)
+	}
 	if m.SetupComplete != nil {
 		f.live.SessionId = gemini.FirstBytes(string(m.SetupComplete.SessionID), gemini.MaxName)
 		f.live.ResumeFailures, f.live.ResumeFailureTime = 0, nil
@@ -147,6 +154,32 @@ func (f *Reducer) setUp(s *gemini.SessionSetup) {
 		f.live.Session++
 		f.live.ResumedHandleId = 0
 	}
+	f.live.Setup = &storev1.LiveSetup{
+		Model: gemini.FirstBytes(string(s.Model), gemini.MaxName), TargetLanguage: gemini.FirstBytes(s.Target(), maxLanguage),
+		ContextSha256: contextDigest(s.SystemInstruction, s.Tools), ContextTime: f.now,
+	}
+	for _, m := range s.GenerationConfig.ResponseModalities[:min(len(s.GenerationConfig.ResponseModalities), maxModalities)] {
+		f.live.Setup.ResponseModalities = append(f.live.Setup.ResponseModalities, gemini.FirstBytes(string(m), maxLanguage))
+	}
+}
+
+// maxModalities are the modalities of a setup that are kept.
+const maxModalities = 4
+
+// updateContext notes that the model was told other instructions, or has other tools.
+func (f *Reducer) updateContext(update gemini.Digest) {
+	if f.live.Setup == nil {
+		f.live.Setup = &storev1.LiveSetup{}
+	}
+	f.live.Setup.ContextSha256 = contextDigest(gemini.Digest(f.live.GetSetup().GetContextSha256()), update)
+	f.live.Setup.ContextUpdates++
+	f.live.Setup.ContextTime = f.now
+	f.tell(nil, "the model is told something else", "")
+}
+
+// contextDigest is the digest of all that a model was told.
+func contextDigest(parts ...gemini.Digest) string {
+	return fmt.Sprintf("%x", sha256.Sum256(fmt.Appendf(nil, "%q", parts)))
 }
 
 func (f *Reducer) goAway(left string) {

@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	livev1 "holdfast/gen/holdfast/live/v1"
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 )
 
@@ -32,4 +33,21 @@ func BenchmarkDelta(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(took[1])/float64(took[0]), "ratio")
+}
+
+// BenchmarkTurn folds a spoken turn of ten frames, which comes as one batch.
+func BenchmarkTurn(b *testing.B) {
+	s := opens("a")
+	frames := shorthands("VS", "in:Can you ", "in:look at it?", "VE", "AU", "out:Yes, ", "out:I can.", "GC", "TC", resumption("h"))
+	for b.Loop() {
+		batch := make([]*livev1.LiveFrame, len(frames))
+		for i, frame := range frames {
+			batch[i] = textFrame(int64(i)+1, frame)
+		}
+		s.state.Live.LastClientIndex = 0
+		if _, err := s.ingest(1, batch...); err != nil {
+			b.Fatal(err)
+		}
+		clear(s.messages)
+	}
 }

@@ -42,6 +42,8 @@ func (f *Reducer) Abandon(batch Batch) *storev1.Fragment {
 	for len(f.live.GetFencedIndexes()) > maxFenced {
 		delete(f.live.FencedIndexes, slices.Min(slices.Collect(maps.Keys(f.live.GetFencedIndexes()))))
 	}
+	fragment.UserText = gemini.FirstBytes(gemini.Text(fragment.GetUserText()).Whole(), maxFragmentText)
+	fragment.AssistantText = gemini.FirstBytes(gemini.Text(fragment.GetAssistantText()).Whole(), maxFragmentText)
 	if fragment.GetUserText() == "" && fragment.GetAssistantText() == "" || f.state.GetFragmentCount() >= maxFragments {
 		return nil
 	}
@@ -61,8 +63,8 @@ func (f *Reducer) abandonMessage(fragment *storev1.Fragment, m *gemini.Message) 
 	if m.RealtimeInput != nil {
 		user += string(m.RealtimeInput.Text)
 	}
-	fragment.UserText = gemini.FirstBytes(fragment.GetUserText()+user, maxFragmentText)
-	fragment.AssistantText = gemini.FirstBytes(fragment.GetAssistantText()+assistant, maxFragmentText)
+	fragment.UserText += user
+	fragment.AssistantText += assistant
 	if m.ToolResponse == nil {
 		return
 	}

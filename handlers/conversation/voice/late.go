@@ -49,9 +49,9 @@ func (f *Reducer) saysLate(modality storev1.Modality, words string, t *gemini.Tr
 		turn.Modality = modality
 	}
 	if f.live.GetAnsweredTools() && !isBlank(words) && !midWord(turn.GetText(), words) {
-		f.live.AnsweredTools = false
 		f.by(AfterResult)
 		f.nextMessage(&turn)
+		f.live.AnsweredTools = false
 		f.place(turn)
 		words = strings.TrimLeft(words, " ")
 	}
@@ -76,7 +76,7 @@ func (f *Reducer) beginNext() {
 	if from := int(f.live.GetLateFrom()); from > 0 && !f.live.GetInterrupted() {
 		question := f.live.GetUserTurn()
 		if text := question.GetText(); from < len(text) {
-			question.Text, news = text[:from], text[from:]
+			question.Text, question.Meter, news = text[:from], nil, text[from:]
 			f.touch(question)
 			f.note(PartedLate, question, "loses", news)
 		}

@@ -36,7 +36,7 @@ func (f *Reducer) modelTurn() *storev1.Message {
 		f.endUtterance()
 	}
 	f.live.AssistantTurn, f.live.TurnAudioMs, f.live.TurnAudio = openTurn(storev1.Role_ROLE_ASSISTANT), 0, false
-	f.live.TurnGoesOn, f.live.AnsweredTools = false, false
+	f.live.TurnFrom, f.live.AnsweredTools = 0, false
 	return f.live.GetAssistantTurn()
 }
 
@@ -53,7 +53,7 @@ func (f *Reducer) generate(c *gemini.Content) {
 	f.say(storev1.Modality_MODALITY_TEXT, text.Pieces(&f.live.AssistantHalf), text)
 	f.sign(c)
 	f.say(storev1.Modality_MODALITY_VOICE, c.Transcribed(), text)
-	f.addCode(c)
+	f.addParts(c)
 	f.callTools(c.Calls())
 }
 
@@ -72,20 +72,12 @@ func (f *Reducer) sign(c *gemini.Content) {
 	}
 }
 
-// addCode adds what the model executes itself, and its result, each as a message with that part.
-func (f *Reducer) addCode(c *gemini.Content) {
+// addParts adds what the model executes itself, its result, and the files that it makes, each as a message with that part.
+func (f *Reducer) addParts(c *gemini.Content) {
 	for i := range c.Parts {
-		part := &c.Parts[i]
-		for name, data := range map[string]gemini.Object{"executableCode": part.ExecutableCode, "codeExecutionResult": part.CodeExecutionResult} {
-			if data.Fields == nil {
-				continue
-			}
+		for _, part := range c.Parts[i].Made() {
 			turn := openTurn(storev1.Role_ROLE_ASSISTANT)
-			turn.Modality, turn.Status = storev1.Modality_MODALITY_TEXT, storev1.MessageStatus_MESSAGE_STATUS_COMPLETE
-			turn.Parts = []*storev1.Part{{
-				Part:             &storev1.Part_Json{Json: structpb.NewStructValue(gemini.Fields(map[string]*structpb.Value{name: structpb.NewStructValue(data.Fields)}))},
-				ThoughtSignature: part.ThoughtSignature.Bytes(),
-			}}
+			turn.Modality, turn.Status, turn.Parts = storev1.Modality_MODALITY_TEXT, storev1.MessageStatus_MESSAGE_STATUS_COMPLETE, []*storev1.Part{part}
 			spoken := f.live.GetSpokenSeq()
 			f.number(turn)
 			f.live.SpokenSeq = spoken
@@ -117,7 +109,7 @@ func (f *Reducer) say(modality storev1.Modality, words string, t *gemini.Transcr
 		if turn.GetText() != "" {
 			f.note(TextOfSpeech, turn, "left out", turn.GetText())
 		}
-		if turn.Modality, turn.Text = modality, ""; modality == storev1.Modality_MODALITY_VOICE {
+		if turn.Modality, turn.Text, turn.Meter = modality, "", nil; modality == storev1.Modality_MODALITY_VOICE {
 			turn.ThoughtSignature = nil
 		}
 		if turn.HeardText != nil { // of words that were not said: how much was heard of these, nobody knows
@@ -126,9 +118,9 @@ func (f *Reducer) say(modality storev1.Modality, words string, t *gemini.Transcr
 	}
 	switch {
 	case f.live.GetAnsweredTools() && !isBlank(words) && !midWord(turn.GetText(), words):
-		f.live.AnsweredTools = false
 		f.by(AfterResult)
 		f.nextMessage(&f.live.AssistantTurn)
+		f.live.AnsweredTools = false
 		words = strings.TrimLeft(words, " ")
 	case f.live.GetAssistantFinished() && parts(turn.GetText(), words):
 		words = " " + words
@@ -187,7 +179,8 @@ func (f *Reducer) endTurn(status storev1.MessageStatus) {
 	if turn != nil {
 		f.endHalf(turn, &f.live.AssistantHalf)
 		f.finish(turn, status)
-		if turn.GetAudioMs() != f.live.GetTurnAudioMs() {
+		if audio := f.audioOf(turn); turn.GetAudioMs() != audio {
+			turn.AudioMs = audio
 			f.touch(turn)
 		}
 		f.keepAnswer(turn)

@@ -30,7 +30,7 @@ func (f *Reducer) placeAnswer(turn *storev1.Message) {
 	if turn.GetSeq() != 0 {
 		return
 	}
-	if !f.live.GetInterrupted() && !f.live.GetTurnGoesOn() {
+	if !f.live.GetInterrupted() && f.live.GetTurnFrom() == 0 {
 		f.expectQuestion()
 	}
 	f.place(turn)
@@ -67,7 +67,7 @@ func (f *Reducer) goFirst() {
 	_, pinned := slices.BinarySearch(f.state.GetPinnedSeqs(), seq)
 	switch {
 	case answer.GetCreateTime() == nil, seq != f.state.GetLastSeq(), pinned, answer.PlayedMs != nil,
-		f.live.GetInterrupted(), f.live.GetAsked(), f.live.GetTurnGoesOn():
+		f.live.GetInterrupted(), f.live.GetAsked(), f.live.GetTurnFrom() != 0:
 		return
 	}
 	for _, call := range f.openCalls() {

@@ -2,6 +2,7 @@ package voice
 
 import (
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -88,12 +89,16 @@ func TestNewThingsAreKeptOrCounted(t *testing.T) {
 		t.Errorf("%v", a)
 	}
 	for frame, want := range map[string]int64{
-		`{"serverContent":{"brandNewField":{"text":"words"}}}`:                          1,
-		`{"serverContent":{"outputTranscription":{"text":"x","brandNew":1}}}`:           1,
-		`{"toolCall":{"functionCalls":[{"id":"1","name":"f","args":{"brand_new":1}}]}}`: 0,
-		`{"serverContent":{"modelTurn":{"parts":[{"brandNew":{}}]}}}`:                   1,
-		`{"setup":{"tools":[{"any":1}],"generation_config":{"x":1}}}`:                   0,
-		`{"serverContent":{"turn_complete":true}} {"usage_metadata":{"x":{"y":1}}}`:     0,
+		`{"serverContent":{"brandNewField":{"text":"words"}}}`:                           1,
+		`{"serverContent":{"outputTranscription":{"text":"x","brandNew":1}}}`:            1,
+		`{"toolCall":{"functionCalls":[{"id":"1","name":"f","args":{"brand_new":1}}]}}`:  0,
+		`{"serverContent":{"modelTurn":{"parts":[{"brandNew":{}}]}}}`:                    1,
+		`{"setup":{"tools":[{"any":1}],"generation_config":{"x":1}}}`:                    0,
+		`{"serverContent":{"turn_complete":true}} {"usage_metadata":{"x":{"y":1}}}`:      0,
+		`{"serverContent":{"inputTranscription":{"text":"x","words":[{"word":"x"}]}}}`:   1,
+		`{"setupComplete":{"voiceConsentSignature":{"signature":"x"}}}`:                  1,
+		`{"toolResponse":{"functionResponses":[{"id":"1","response":{},"parts":[{}]}]}}`: 1,
+		`{"contextUpdate":{"systemInstruction":{"parts":[{"text":"Be brief."}]}}}`:       0,
 	} {
 		before := s.state.GetLive().GetUnknownFrames()
 		s.send(t, frame)
@@ -121,5 +126,59 @@ func TestHeardIsUnknownWithoutWords(t *testing.T) {
 		if got := played(text, 500, 1000); got != want {
 			t.Errorf("half of %q is %q, want %q", text, got, want)
 		}
+	}
+}
+
+// What the model was told besides the conversation is known by its digest: equal where it was told the same, in whatever form.
+func TestWhatTheModelWasTold(t *testing.T) {
+	t.Parallel()
+	told := func(frames ...string) *storev1.LiveSetup {
+		s := newLiveStore()
+		s.send(t, frames...)
+		return s.state.GetLive().GetSetup()
+	}
+	const update = `{"contextUpdate":{"tools":[{"functionDeclarations":[{"name":"b"}]}]}}`
+	one := told(`{"setup":{"model":"models/m","generationConfig":{"responseModalities":["AUDIO"],"translationConfig":{"targetLanguageCode":"de"}},"tools":[{"a":1}]}}`)
+	snake := told(`{"setup": {"model": "models/m", "generation_config": {"response_modalities": ["AUDIO"], "translation_config": {"target_language_code": "de"}}, "tools": [{"a": 1}]}}`)
+	same(t, "the same in snake case", snake, one)
+	if one.GetModel() != "models/m" || one.GetResponseModalities()[0] != "AUDIO" || one.GetTargetLanguage() != "de" || one.GetContextSha256() == "" {
+		t.Errorf("%v", one)
+	}
+	other := told(`{"setup":{"model":"models/m","tools":[{"a":2}]}}`, update)
+	if other.GetContextSha256() == one.GetContextSha256() || other.GetContextUpdates() != 1 {
+		t.Errorf("%v", other)
+	}
+	if s := told(`{"setup":{"model":"m"}}`, "reconnect"); s.GetModel() != "" {
+		t.Errorf("of another session: %v", s)
+	}
+}
+
+// Where something was said in the audio is on the message, from the transcription or from the signs of speech.
+func TestOffsetsAreKept(t *testing.T) {
+	t.Parallel()
+	s := newLiveStore()
+	s.send(t, `{"voiceActivity":{"voiceActivityType":"ACTIVITY_START","audioOffset":"1.5s"}}`, in("Hi"), in(" there."),
+		`{"voiceActivity":{"voiceActivityType":"ACTIVITY_END","audioOffset":"2.250s"}}`,
+		`{"serverContent":{"outputTranscription":{"text":"Hello","startOffset":"0s","endOffset":"0.4s"}}}`,
+		`{"serverContent":{"outputTranscription":{"text":" you.","startOffset":"0.4s","endOffset":"0.9s"}}}`, turnComplete,
+		`{"voiceActivity":{"voiceActivityType":"ACTIVITY_START","audioOffset":"soon"}}`)
+	for seq, want := range map[int64][2]time.Duration{1: {1500 * time.Millisecond, 2250 * time.Millisecond}, 2: {0, 900 * time.Millisecond}} {
+		m := s.messages[seq]
+		if m.GetStartOffset() == nil || m.GetStartOffset().AsDuration() != want[0] || m.GetEndOffset().AsDuration() != want[1] {
+			t.Errorf("message %d: %v", seq, m)
+		}
+	}
+	if got := s.state.GetLive().GetUnknownFrames(); got != 1 {
+		t.Errorf("%d frames are counted, want that of no offset", got)
+	}
+}
+
+// A picture that the model makes is a message with that part.
+func TestWhatTheModelMakesIsKept(t *testing.T) {
+	t.Parallel()
+	s := newLiveStore()
+	s.send(t, typed("A picture of a cat."), part("Here:"), `{"serverContent":{"modelTurn":{"parts":[{"inlineData":{"mimeType":"image/png","data":"iVBORw=="}}]}}}`, turnComplete)
+	if m := s.messages[3]; m.GetRole() != storev1.Role_ROLE_ASSISTANT || m.GetParts()[0].GetData().GetMimeType() != "image/png" {
+		t.Errorf("%v", s.messages)
 	}
 }

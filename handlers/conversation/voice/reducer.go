@@ -100,6 +100,9 @@ type Reducer struct {
 	unknown int32
 	// token is that of the claims of this change; 0: it has made none.
 	token int64
+	// cut is the answer that the frames of this change cut off last, and cutFrom its first message, as turn_from.
+	cut     *storev1.Message
+	cutFrom int64
 	// rule is why what happens now happens; report is told of it, and nil as a rule.
 	rule   Rule
 	report func(Effect)
@@ -121,10 +124,13 @@ func (f *Reducer) Effects() Effects {
 	var e Effects
 	for _, seq := range slices.Sorted(maps.Keys(f.messages)) {
 		message := f.messages[seq]
+		tokens := measure(message).GetTokens() + gemini.PartTokens(message.GetParts())
 		if message.GetTokenCountEstimated() {
-			f.setTokens(message, gemini.MessageTokens(message))
+			f.setTokens(message, tokens)
 		}
-		e.Messages = append(e.Messages, proto.CloneOf(message))
+		entry := proto.CloneOf(message)
+		entry.Meter = nil
+		e.Messages = append(e.Messages, entry)
 	}
 	for _, seq := range f.callOrder {
 		e.ToolCalls = append(e.ToolCalls, proto.CloneOf(f.toolCalls[seq]))
@@ -139,11 +145,11 @@ func (f *Reducer) fold(m *gemini.Message) {
 	f.foldClient(m)
 	if m.SpeechStarts() {
 		f.by(SpeechStart)
-		f.speechStarts()
+		f.speechStarts(m.AudioOffset())
 	}
 	if m.SpeechEnds() {
 		f.by(SpeechEnd)
-		f.speechEnds()
+		f.speechEnds(m.AudioOffset())
 	}
 	if m.ServerContent != nil {
 		f.foldContent(m.ServerContent)

@@ -103,7 +103,9 @@ func (f *Reducer) news(words string) string {
 	case retoldBeyond:
 		f.live.Retelling, f.live.Reconnected, f.live.Retold = false, false, ""
 		f.by(ToldAgain)
-		if strings.HasSuffix(told, " ") {
+		if tail := afterWords(told); strings.HasPrefix(rest, tail) {
+			rest = rest[len(tail):]
+		} else if strings.HasSuffix(tail, " ") {
 			rest = strings.TrimLeft(rest, " ")
 		}
 		return rest
@@ -136,15 +138,19 @@ func (f *Reducer) endRetelling() {
 	f.live.Retelling, f.live.Reconnected, f.live.Retold = false, false, ""
 	said := Canonical(held)
 	words := countWords(said)
-	if said == "" { // a mark, which may be the end of what is open
-		if text := f.live.GetUserTurn().GetText(); text != "" && !strings.HasSuffix(strings.TrimSpace(text), strings.TrimSpace(held)) {
-			f.addHeard(held)
+	// A mark at its end may be the end of what is open.
+	mark, open := afterWords(held), f.live.GetUserTurn().GetText()
+	switch {
+	case said == "":
+		if open != "" && !strings.HasSuffix(strings.TrimSpace(open), strings.TrimSpace(mark)) {
+			f.addHeard(mark)
 		}
-		return
-	}
-	if said == told || words >= enoughWords && 2*words >= countWords(told) {
+	case said == told || words >= enoughWords && 2*words >= countWords(told):
 		f.note(ToldAgain, nil, "left out", held)
-		return
+		if more, goesOn := strings.CutPrefix(mark, afterWords(open)); open != "" && said == told && goesOn {
+			f.addHeard(more)
+		}
+	default:
+		f.under(NotToldAgain, func() { f.addHeard(held) })
 	}
-	f.under(NotToldAgain, func() { f.addHeard(held) })
 }

@@ -1,6 +1,7 @@
 package voice
 
 import (
+	"cmp"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
@@ -20,7 +21,7 @@ func openTurn(role storev1.Role) *storev1.Message {
 // takes its place. Blanks do not begin a message.
 func (f *Reducer) extend(turn **storev1.Message, words string) {
 	for words != "" && ((*turn).GetText() != "" || !isBlank(words)) {
-		n := fit((*turn).GetText(), words, mostText(*turn))
+		n := fit(words, mostText(*turn)-int(measure(*turn).GetJsonBytes()))
 		if n == 0 {
 			f.under(MessageFull, func() { f.nextMessage(turn) })
 			continue
@@ -30,33 +31,37 @@ func (f *Reducer) extend(turn **storev1.Message, words string) {
 		}
 		(*turn).Text += words[:n]
 		f.tell(*turn, "words", words[:n])
-		if m := *turn; m == f.live.GetAssistantTurn() && m.PlayedMs != nil && (m.HeardText == nil || m.GetHeardEstimated()) {
-			m.HeardText, m.HeardEstimated = new(played(m.GetText(), m.GetPlayedMs(), f.live.GetTurnAudioMs())), true
-		}
 		f.touch(*turn)
 		words = words[n:]
 	}
 }
 
-// nextMessage lets the turn go on in a message of its own, if it has one yet.
+// nextMessage lets the turn go on in a message of its own, if it has one yet. Audio that came after a tool's result is the next one's.
 func (f *Reducer) nextMessage(turn **storev1.Message) {
-	if (*turn).GetCreateTime() == nil {
+	m := *turn
+	if m.GetCreateTime() == nil {
 		return
 	}
-	next := openTurn((*turn).GetRole())
-	next.Modality, next.Status = (*turn).GetModality(), (*turn).GetStatus()
-	if (*turn).HeardText != nil { // what came before was not all heard, so this was not
-		next.HeardText, next.HeardEstimated = new(""), (*turn).GetHeardEstimated()
+	next := openTurn(m.GetRole())
+	next.Modality, next.Status = m.GetModality(), m.GetStatus()
+	f.finish(m, storev1.MessageStatus_MESSAGE_STATUS_COMPLETE)
+	audio := f.audioOf(m)
+	if *turn = next; m.GetRole() != storev1.Role_ROLE_ASSISTANT {
+		return
 	}
-	f.finish(*turn, storev1.MessageStatus_MESSAGE_STATUS_COMPLETE)
-	if *turn == f.live.GetAssistantTurn() {
-		f.touch(*turn)
-		f.live.TurnAudioMs = 0
+	if m == f.cut {
+		f.cut, f.cutFrom = next, cmp.Or(f.cutFrom, m.GetSeq())
 	}
-	if *turn == f.live.GetAssistantTurn() {
-		f.live.TurnGoesOn = true
+	m.AudioMs = audio
+	if next.AudioMs = f.live.GetTurnAudioMs() - audio; m.PlayedMs != nil {
+		length := cmp.Or(audio, spokenMillis(m.GetText()))
+		next.PlayedMs, next.InterruptTime = new(max(m.GetPlayedMs()-length, 0)), m.GetInterruptTime()
+		m.PlayedMs = new(min(m.GetPlayedMs(), length))
+	} else if m.HeardText != nil && (m.GetHeardText() != m.GetText() || next.GetAudioMs() == 0) { // what came before was not all heard, so this was not
+		next.HeardText, next.HeardEstimated = new(""), m.GetHeardEstimated()
 	}
-	*turn = next
+	f.touch(m)
+	f.live.TurnAudioMs, f.live.TurnFrom = next.GetAudioMs(), cmp.Or(f.live.GetTurnFrom(), m.GetSeq())
 }
 
 // number makes a message of a turn, at its place: the conversation's next, unless it has one.
@@ -88,7 +93,10 @@ func (f *Reducer) touch(turn *storev1.Message) {
 		return
 	}
 	if turn == f.live.GetAssistantTurn() {
-		turn.AudioMs = f.live.GetTurnAudioMs()
+		turn.AudioMs = f.audioOf(turn)
+	}
+	if turn.PlayedMs != nil { // the rest of its words or its audio may have come
+		turn.HeardText, turn.HeardEstimated = new(played(turn.GetText(), turn.GetPlayedMs(), turn.GetAudioMs())), false
 	}
 	turn.UpdateTime = f.now
 	if f.messages == nil {
@@ -114,11 +122,8 @@ func mostText(turn *storev1.Message) int {
 	return gemini.MaxTurnText
 }
 
-// fit is how many bytes of the words a message of this text has room for.
-func fit(text, words string, room int) int {
-	for _, r := range text {
-		room -= jsonSize(r)
-	}
+// fit is how many bytes of the words so many bytes of JSON have room for.
+func fit(words string, room int) int {
 	for i, r := range words {
 		if room -= jsonSize(r); room < 0 {
 			return i

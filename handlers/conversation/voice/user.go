@@ -1,8 +1,11 @@
 package voice
 
 import (
+	"cmp"
 	"slices"
 	"strings"
+
+	"google.golang.org/protobuf/proto"
 
 	storev1 "holdfast/gen/holdfast/store/conversation/v1"
 	"holdfast/handlers/conversation/gemini"
@@ -58,17 +61,23 @@ func (f *Reducer) saidSince() bool {
 	return f.live.GetLateFrom() > 0 || f.live.GetInterrupted() && f.live.GetUserTurn().GetText() != ""
 }
 
-// voiceOf notes who speaks in a message, and in which language.
+// voiceOf notes who speaks in a message, in which language, and where in the audio.
 func (f *Reducer) voiceOf(turn *storev1.Message, t *gemini.Transcription) {
 	language, speaker := gemini.FirstBytes(string(t.Language), maxLanguage), gemini.FirstBytes(string(t.Speaker), gemini.MaxName)
-	if language != "" && language != turn.GetLanguage() || speaker != "" && speaker != turn.GetSpeaker() {
-		if language != "" {
-			turn.Language = language
-		}
-		if speaker != "" {
-			turn.Speaker = speaker
-		}
-		f.note(Described, turn, "language or speaker", "")
+	changed := language != "" && language != turn.GetLanguage() || speaker != "" && speaker != turn.GetSpeaker()
+	turn.Language, turn.Speaker = cmp.Or(language, turn.GetLanguage()), cmp.Or(speaker, turn.GetSpeaker())
+	start, end := t.Start.At, t.End.At
+	if turn.GetRole() == storev1.Role_ROLE_USER {
+		start, end = cmp.Or(start, f.live.GetSpeechStart()), cmp.Or(end, f.live.GetSpeechEnd())
+	}
+	if turn.GetStartOffset() == nil && start != nil {
+		turn.StartOffset, changed = start, true
+	}
+	if end != nil && !proto.Equal(end, turn.GetEndOffset()) {
+		turn.EndOffset, changed = end, true
+	}
+	if changed {
+		f.note(Described, turn, "language, speaker or offsets", "")
 		f.touch(turn)
 	}
 }
@@ -207,7 +216,7 @@ func (f *Reducer) addText(text string) {
 	f.finish(turn, storev1.MessageStatus_MESSAGE_STATUS_COMPLETE)
 }
 
-func (f *Reducer) speechStarts() {
+func (f *Reducer) speechStarts(at gemini.Offset) {
 	f.live.TellsSpeech = true
 	f.release(false)
 	again := f.live.GetReconnected() // it may be of what was said before
@@ -218,11 +227,15 @@ func (f *Reducer) speechStarts() {
 	case f.live.GetAnswered(), !again && !f.live.GetSpeaking() && isWhole(f.live.GetUserTurn().GetText()):
 		f.under(SpokeAgain, f.endUtterance)
 	}
+	f.live.SpeechStart, f.live.SpeechEnd = at.At, nil
 	f.live.Speaking, f.live.Asking = true, f.live.GetUserTurn() == nil
 	f.signal(speechStarted)
 }
 
-func (f *Reducer) speechEnds() {
+func (f *Reducer) speechEnds(at gemini.Offset) {
+	if f.live.SpeechEnd = at.At; f.live.GetUserTurn().GetCreateTime() != nil {
+		f.voiceOf(f.live.GetUserTurn(), &gemini.Transcription{})
+	}
 	f.release(true)
 	f.live.TellsSpeech, f.live.Speaking = true, false
 	f.live.SpokeSince = false
@@ -234,6 +247,7 @@ func (f *Reducer) endUtterance() {
 	f.endRetelling()
 	turn := f.live.GetUserTurn()
 	f.live.UserTurn, f.live.Answered, f.live.LateFrom, f.live.UserFinished = nil, false, 0, false
+	f.live.SpeechStart, f.live.SpeechEnd = nil, nil
 	if turn == nil {
 		return
 	}

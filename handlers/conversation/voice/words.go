@@ -102,6 +102,17 @@ func Canonical(text string) string {
 	return b.String()
 }
 
+// afterWords is what follows the last letter or digit of a text.
+func afterWords(text string) string {
+	end := 0
+	for pos, r := range text {
+		if isSaid(r) {
+			end = pos + utf8.RuneLen(r)
+		}
+	}
+	return text[end:]
+}
+
 func isSaid(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) || unicode.IsMark(r) }
 
 // isGap reports whether a character parts words: not an apostrophe.

@@ -682,7 +682,7 @@ type Spoken struct {
 	HeardEstimated bool `protobuf:"varint,2,opt,name=heard_estimated,json=heardEstimated,proto3" json:"heard_estimated,omitempty"`
 	// Milliseconds of audio of the message; 0: none, or not known.
 	AudioMs int32 `protobuf:"varint,3,opt,name=audio_ms,json=audioMs,proto3" json:"audio_ms,omitempty"`
-	// Milliseconds of it that were played, as reported.
+	// Milliseconds of it that were played, as reported. heard_text follows them as words and audio come.
 	PlayedMs *int32 `protobuf:"varint,4,opt,name=played_ms,json=playedMs,proto3,oneof" json:"played_ms,omitempty"`
 	// When the user spoke over it.
 	InterruptTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=interrupt_time,json=interruptTime,proto3" json:"interrupt_time,omitempty"`
@@ -695,7 +695,11 @@ type Spoken struct {
 	// What the answer rests on, as the provider named it.
 	Sources *structpb.Struct `protobuf:"bytes,9,opt,name=sources,proto3" json:"sources,omitempty"`
 	// What the provider counted.
-	Usage         *structpb.Struct `protobuf:"bytes,10,opt,name=usage,proto3" json:"usage,omitempty"`
+	Usage *structpb.Struct `protobuf:"bytes,10,opt,name=usage,proto3" json:"usage,omitempty"`
+	// Where it begins in the audio of its connection, as the provider said.
+	StartOffset *durationpb.Duration `protobuf:"bytes,11,opt,name=start_offset,json=startOffset,proto3" json:"start_offset,omitempty"`
+	// Where it ends.
+	EndOffset     *durationpb.Duration `protobuf:"bytes,12,opt,name=end_offset,json=endOffset,proto3" json:"end_offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -796,6 +800,20 @@ func (x *Spoken) GetSources() *structpb.Struct {
 func (x *Spoken) GetUsage() *structpb.Struct {
 	if x != nil {
 		return x.Usage
+	}
+	return nil
+}
+
+func (x *Spoken) GetStartOffset() *durationpb.Duration {
+	if x != nil {
+		return x.StartOffset
+	}
+	return nil
+}
+
+func (x *Spoken) GetEndOffset() *durationpb.Duration {
+	if x != nil {
+		return x.EndOffset
 	}
 	return nil
 }
@@ -1933,7 +1951,7 @@ const file_holdfast_conversation_v1_conversation_proto_rawDesc = "" +
 	"\x06spoken\x18\x0f \x01(\v2 .holdfast.conversation.v1.SpokenR\x06spoken\x126\n" +
 	"\x11thought_signature\x18\x10 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04R\x10thoughtSignature:m\xbaHj\x1ah\n" +
 	"\rtext_or_parts\x12,has text and parts; put the text into a part\x1a)this.text == '' || this.parts.size() == 0B\x0e\n" +
-	"\f_token_count\"\xe3\x03\n" +
+	"\f_token_count\"\xdb\x04\n" +
 	"\x06Spoken\x12-\n" +
 	"\n" +
 	"heard_text\x18\x01 \x01(\tB\t\xbaH\x06r\x04(\x80\x80\x10H\x00R\theardText\x88\x01\x01\x12'\n" +
@@ -1947,7 +1965,10 @@ const file_holdfast_conversation_v1_conversation_proto_rawDesc = "" +
 	"\aspeaker\x18\b \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\aspeaker\x121\n" +
 	"\asources\x18\t \x01(\v2\x17.google.protobuf.StructR\asources\x12-\n" +
 	"\x05usage\x18\n" +
-	" \x01(\v2\x17.google.protobuf.StructR\x05usageB\r\n" +
+	" \x01(\v2\x17.google.protobuf.StructR\x05usage\x12<\n" +
+	"\fstart_offset\x18\v \x01(\v2\x19.google.protobuf.DurationR\vstartOffset\x128\n" +
+	"\n" +
+	"end_offset\x18\f \x01(\v2\x19.google.protobuf.DurationR\tendOffsetB\r\n" +
 	"\v_heard_textB\f\n" +
 	"\n" +
 	"_played_ms\"\xa2\x04\n" +
@@ -2133,32 +2154,34 @@ var file_holdfast_conversation_v1_conversation_proto_depIdxs = []int32{
 	19, // 19: holdfast.conversation.v1.Spoken.interrupt_time:type_name -> google.protobuf.Timestamp
 	21, // 20: holdfast.conversation.v1.Spoken.sources:type_name -> google.protobuf.Struct
 	21, // 21: holdfast.conversation.v1.Spoken.usage:type_name -> google.protobuf.Struct
-	8,  // 22: holdfast.conversation.v1.Part.tool_call:type_name -> holdfast.conversation.v1.ToolCallPart
-	9,  // 23: holdfast.conversation.v1.Part.tool_result:type_name -> holdfast.conversation.v1.ToolResultPart
-	24, // 24: holdfast.conversation.v1.Part.json:type_name -> google.protobuf.Value
-	10, // 25: holdfast.conversation.v1.Part.file:type_name -> holdfast.conversation.v1.FileRef
-	11, // 26: holdfast.conversation.v1.Part.data:type_name -> holdfast.conversation.v1.Blob
-	21, // 27: holdfast.conversation.v1.Part.metadata:type_name -> google.protobuf.Struct
-	21, // 28: holdfast.conversation.v1.ToolCallPart.args:type_name -> google.protobuf.Struct
-	24, // 29: holdfast.conversation.v1.ToolResultPart.response:type_name -> google.protobuf.Value
-	2,  // 30: holdfast.conversation.v1.VoiceState.status:type_name -> holdfast.conversation.v1.VoiceStatus
-	19, // 31: holdfast.conversation.v1.VoiceState.change_time:type_name -> google.protobuf.Timestamp
-	21, // 32: holdfast.conversation.v1.Intent.slots:type_name -> google.protobuf.Struct
-	19, // 33: holdfast.conversation.v1.Intent.create_time:type_name -> google.protobuf.Timestamp
-	21, // 34: holdfast.conversation.v1.FlowStep.data:type_name -> google.protobuf.Struct
-	19, // 35: holdfast.conversation.v1.FlowStep.create_time:type_name -> google.protobuf.Timestamp
-	19, // 36: holdfast.conversation.v1.Summary.create_time:type_name -> google.protobuf.Timestamp
-	19, // 37: holdfast.conversation.v1.Fragment.create_time:type_name -> google.protobuf.Timestamp
-	13, // 38: holdfast.conversation.v1.Record.intent:type_name -> holdfast.conversation.v1.Intent
-	14, // 39: holdfast.conversation.v1.Record.flow_step:type_name -> holdfast.conversation.v1.FlowStep
-	15, // 40: holdfast.conversation.v1.Record.summary:type_name -> holdfast.conversation.v1.Summary
-	16, // 41: holdfast.conversation.v1.Record.fragment:type_name -> holdfast.conversation.v1.Fragment
-	25, // 42: holdfast.conversation.v1.Record.tool_call:type_name -> holdfast.conversation.v1.ToolCall
-	43, // [43:43] is the sub-list for method output_type
-	43, // [43:43] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	20, // 22: holdfast.conversation.v1.Spoken.start_offset:type_name -> google.protobuf.Duration
+	20, // 23: holdfast.conversation.v1.Spoken.end_offset:type_name -> google.protobuf.Duration
+	8,  // 24: holdfast.conversation.v1.Part.tool_call:type_name -> holdfast.conversation.v1.ToolCallPart
+	9,  // 25: holdfast.conversation.v1.Part.tool_result:type_name -> holdfast.conversation.v1.ToolResultPart
+	24, // 26: holdfast.conversation.v1.Part.json:type_name -> google.protobuf.Value
+	10, // 27: holdfast.conversation.v1.Part.file:type_name -> holdfast.conversation.v1.FileRef
+	11, // 28: holdfast.conversation.v1.Part.data:type_name -> holdfast.conversation.v1.Blob
+	21, // 29: holdfast.conversation.v1.Part.metadata:type_name -> google.protobuf.Struct
+	21, // 30: holdfast.conversation.v1.ToolCallPart.args:type_name -> google.protobuf.Struct
+	24, // 31: holdfast.conversation.v1.ToolResultPart.response:type_name -> google.protobuf.Value
+	2,  // 32: holdfast.conversation.v1.VoiceState.status:type_name -> holdfast.conversation.v1.VoiceStatus
+	19, // 33: holdfast.conversation.v1.VoiceState.change_time:type_name -> google.protobuf.Timestamp
+	21, // 34: holdfast.conversation.v1.Intent.slots:type_name -> google.protobuf.Struct
+	19, // 35: holdfast.conversation.v1.Intent.create_time:type_name -> google.protobuf.Timestamp
+	21, // 36: holdfast.conversation.v1.FlowStep.data:type_name -> google.protobuf.Struct
+	19, // 37: holdfast.conversation.v1.FlowStep.create_time:type_name -> google.protobuf.Timestamp
+	19, // 38: holdfast.conversation.v1.Summary.create_time:type_name -> google.protobuf.Timestamp
+	19, // 39: holdfast.conversation.v1.Fragment.create_time:type_name -> google.protobuf.Timestamp
+	13, // 40: holdfast.conversation.v1.Record.intent:type_name -> holdfast.conversation.v1.Intent
+	14, // 41: holdfast.conversation.v1.Record.flow_step:type_name -> holdfast.conversation.v1.FlowStep
+	15, // 42: holdfast.conversation.v1.Record.summary:type_name -> holdfast.conversation.v1.Summary
+	16, // 43: holdfast.conversation.v1.Record.fragment:type_name -> holdfast.conversation.v1.Fragment
+	25, // 44: holdfast.conversation.v1.Record.tool_call:type_name -> holdfast.conversation.v1.ToolCall
+	45, // [45:45] is the sub-list for method output_type
+	45, // [45:45] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_conversation_v1_conversation_proto_init() }

@@ -175,6 +175,8 @@ type LiveConnection struct {
 	TotalTokens int64 `protobuf:"varint,12,opt,name=total_tokens,json=totalTokens,proto3" json:"total_tokens,omitempty"`
 	// Frames in which the server understood nothing, or not all, in all connections.
 	UnknownFrames int32 `protobuf:"varint,13,opt,name=unknown_frames,json=unknownFrames,proto3" json:"unknown_frames,omitempty"`
+	// What the provider's session was set up with; unset: its setup did not come here.
+	Setup         *LiveSetup `protobuf:"bytes,14,opt,name=setup,proto3" json:"setup,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -300,6 +302,104 @@ func (x *LiveConnection) GetUnknownFrames() int32 {
 	return 0
 }
 
+func (x *LiveConnection) GetSetup() *LiveSetup {
+	if x != nil {
+		return x.Setup
+	}
+	return nil
+}
+
+// LiveSetup is what a model was told besides the conversation, as far as its frames were ingested.
+type LiveSetup struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model's name.
+	Model string `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	// How it answers, such as AUDIO.
+	ResponseModalities []string `protobuf:"bytes,2,rep,name=response_modalities,json=responseModalities,proto3" json:"response_modalities,omitempty"`
+	// The language that it translates into; empty: it does not translate.
+	TargetLanguage string `protobuf:"bytes,3,opt,name=target_language,json=targetLanguage,proto3" json:"target_language,omitempty"`
+	// SHA-256 of the instructions and tools that hold now, in hexadecimal. Two sessions with the same one were told the same.
+	ContextSha256 string `protobuf:"bytes,4,opt,name=context_sha256,json=contextSha256,proto3" json:"context_sha256,omitempty"`
+	// How often instructions or tools were changed since the session began (`contextUpdate`).
+	ContextUpdates int32 `protobuf:"varint,5,opt,name=context_updates,json=contextUpdates,proto3" json:"context_updates,omitempty"`
+	// When they were changed last.
+	ContextTime   *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=context_time,json=contextTime,proto3" json:"context_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LiveSetup) Reset() {
+	*x = LiveSetup{}
+	mi := &file_holdfast_conversation_v1_live_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LiveSetup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LiveSetup) ProtoMessage() {}
+
+func (x *LiveSetup) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_conversation_v1_live_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LiveSetup.ProtoReflect.Descriptor instead.
+func (*LiveSetup) Descriptor() ([]byte, []int) {
+	return file_holdfast_conversation_v1_live_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *LiveSetup) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *LiveSetup) GetResponseModalities() []string {
+	if x != nil {
+		return x.ResponseModalities
+	}
+	return nil
+}
+
+func (x *LiveSetup) GetTargetLanguage() string {
+	if x != nil {
+		return x.TargetLanguage
+	}
+	return ""
+}
+
+func (x *LiveSetup) GetContextSha256() string {
+	if x != nil {
+		return x.ContextSha256
+	}
+	return ""
+}
+
+func (x *LiveSetup) GetContextUpdates() int32 {
+	if x != nil {
+		return x.ContextUpdates
+	}
+	return 0
+}
+
+func (x *LiveSetup) GetContextTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ContextTime
+	}
+	return nil
+}
+
 // ToolCall is one function call of the Live API. There is one for each session of the provider and call id, whatever number of
 // frames name it.
 type ToolCall struct {
@@ -348,7 +448,7 @@ type ToolCall struct {
 
 func (x *ToolCall) Reset() {
 	*x = ToolCall{}
-	mi := &file_holdfast_conversation_v1_live_proto_msgTypes[1]
+	mi := &file_holdfast_conversation_v1_live_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -360,7 +460,7 @@ func (x *ToolCall) String() string {
 func (*ToolCall) ProtoMessage() {}
 
 func (x *ToolCall) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_conversation_v1_live_proto_msgTypes[1]
+	mi := &file_holdfast_conversation_v1_live_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -373,7 +473,7 @@ func (x *ToolCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolCall.ProtoReflect.Descriptor instead.
 func (*ToolCall) Descriptor() ([]byte, []int) {
-	return file_holdfast_conversation_v1_live_proto_rawDescGZIP(), []int{1}
+	return file_holdfast_conversation_v1_live_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ToolCall) GetSeq() int32 {
@@ -513,7 +613,7 @@ var File_holdfast_conversation_v1_live_proto protoreflect.FileDescriptor
 
 const file_holdfast_conversation_v1_live_proto_rawDesc = "" +
 	"\n" +
-	"#holdfast/conversation/v1/live.proto\x12\x18holdfast.conversation.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bholdfast/type/v1/type.proto\"\xe0\x04\n" +
+	"#holdfast/conversation/v1/live.proto\x12\x18holdfast.conversation.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bholdfast/type/v1/type.proto\"\x9b\x05\n" +
 	"\x0eLiveConnection\x12-\n" +
 	"\x05lease\x18\x01 \x01(\v2\x17.holdfast.type.v1.LeaseR\x05lease\x12#\n" +
 	"\rconnection_id\x18\x02 \x01(\tR\fconnectionId\x12\x12\n" +
@@ -531,7 +631,15 @@ const file_holdfast_conversation_v1_live_proto_rawDesc = "" +
 	"goAwayTime\x12%\n" +
 	"\x0estored_through\x18\v \x01(\x05R\rstoredThrough\x12!\n" +
 	"\ftotal_tokens\x18\f \x01(\x03R\vtotalTokens\x12%\n" +
-	"\x0eunknown_frames\x18\r \x01(\x05R\runknownFrames\"\x85\x06\n" +
+	"\x0eunknown_frames\x18\r \x01(\x05R\runknownFrames\x129\n" +
+	"\x05setup\x18\x0e \x01(\v2#.holdfast.conversation.v1.LiveSetupR\x05setup\"\x8a\x02\n" +
+	"\tLiveSetup\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12/\n" +
+	"\x13response_modalities\x18\x02 \x03(\tR\x12responseModalities\x12'\n" +
+	"\x0ftarget_language\x18\x03 \x01(\tR\x0etargetLanguage\x12%\n" +
+	"\x0econtext_sha256\x18\x04 \x01(\tR\rcontextSha256\x12'\n" +
+	"\x0fcontext_updates\x18\x05 \x01(\x05R\x0econtextUpdates\x12=\n" +
+	"\fcontext_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vcontextTime\"\x85\x06\n" +
 	"\bToolCall\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x05R\x03seq\x12\x17\n" +
 	"\acall_id\x18\x02 \x01(\tR\x06callId\x12\x12\n" +
@@ -583,36 +691,39 @@ func file_holdfast_conversation_v1_live_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_conversation_v1_live_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_holdfast_conversation_v1_live_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_holdfast_conversation_v1_live_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_holdfast_conversation_v1_live_proto_goTypes = []any{
 	(LiveProvider)(0),             // 0: holdfast.conversation.v1.LiveProvider
 	(ToolCallStatus)(0),           // 1: holdfast.conversation.v1.ToolCallStatus
 	(*LiveConnection)(nil),        // 2: holdfast.conversation.v1.LiveConnection
-	(*ToolCall)(nil),              // 3: holdfast.conversation.v1.ToolCall
-	(*v1.Lease)(nil),              // 4: holdfast.type.v1.Lease
-	(*v1.Device)(nil),             // 5: holdfast.type.v1.Device
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 7: google.protobuf.Struct
-	(*structpb.Value)(nil),        // 8: google.protobuf.Value
+	(*LiveSetup)(nil),             // 3: holdfast.conversation.v1.LiveSetup
+	(*ToolCall)(nil),              // 4: holdfast.conversation.v1.ToolCall
+	(*v1.Lease)(nil),              // 5: holdfast.type.v1.Lease
+	(*v1.Device)(nil),             // 6: holdfast.type.v1.Device
+	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 8: google.protobuf.Struct
+	(*structpb.Value)(nil),        // 9: google.protobuf.Value
 }
 var file_holdfast_conversation_v1_live_proto_depIdxs = []int32{
-	4,  // 0: holdfast.conversation.v1.LiveConnection.lease:type_name -> holdfast.type.v1.Lease
-	5,  // 1: holdfast.conversation.v1.LiveConnection.device:type_name -> holdfast.type.v1.Device
+	5,  // 0: holdfast.conversation.v1.LiveConnection.lease:type_name -> holdfast.type.v1.Lease
+	6,  // 1: holdfast.conversation.v1.LiveConnection.device:type_name -> holdfast.type.v1.Device
 	0,  // 2: holdfast.conversation.v1.LiveConnection.provider:type_name -> holdfast.conversation.v1.LiveProvider
-	6,  // 3: holdfast.conversation.v1.LiveConnection.open_time:type_name -> google.protobuf.Timestamp
-	6,  // 4: holdfast.conversation.v1.LiveConnection.close_time:type_name -> google.protobuf.Timestamp
-	6,  // 5: holdfast.conversation.v1.LiveConnection.go_away_time:type_name -> google.protobuf.Timestamp
-	7,  // 6: holdfast.conversation.v1.ToolCall.args:type_name -> google.protobuf.Struct
-	1,  // 7: holdfast.conversation.v1.ToolCall.status:type_name -> holdfast.conversation.v1.ToolCallStatus
-	4,  // 8: holdfast.conversation.v1.ToolCall.claim:type_name -> holdfast.type.v1.Lease
-	8,  // 9: holdfast.conversation.v1.ToolCall.response:type_name -> google.protobuf.Value
-	6,  // 10: holdfast.conversation.v1.ToolCall.create_time:type_name -> google.protobuf.Timestamp
-	6,  // 11: holdfast.conversation.v1.ToolCall.update_time:type_name -> google.protobuf.Timestamp
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	7,  // 3: holdfast.conversation.v1.LiveConnection.open_time:type_name -> google.protobuf.Timestamp
+	7,  // 4: holdfast.conversation.v1.LiveConnection.close_time:type_name -> google.protobuf.Timestamp
+	7,  // 5: holdfast.conversation.v1.LiveConnection.go_away_time:type_name -> google.protobuf.Timestamp
+	3,  // 6: holdfast.conversation.v1.LiveConnection.setup:type_name -> holdfast.conversation.v1.LiveSetup
+	7,  // 7: holdfast.conversation.v1.LiveSetup.context_time:type_name -> google.protobuf.Timestamp
+	8,  // 8: holdfast.conversation.v1.ToolCall.args:type_name -> google.protobuf.Struct
+	1,  // 9: holdfast.conversation.v1.ToolCall.status:type_name -> holdfast.conversation.v1.ToolCallStatus
+	5,  // 10: holdfast.conversation.v1.ToolCall.claim:type_name -> holdfast.type.v1.Lease
+	9,  // 11: holdfast.conversation.v1.ToolCall.response:type_name -> google.protobuf.Value
+	7,  // 12: holdfast.conversation.v1.ToolCall.create_time:type_name -> google.protobuf.Timestamp
+	7,  // 13: holdfast.conversation.v1.ToolCall.update_time:type_name -> google.protobuf.Timestamp
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_conversation_v1_live_proto_init() }
@@ -626,7 +737,7 @@ func file_holdfast_conversation_v1_live_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_conversation_v1_live_proto_rawDesc), len(file_holdfast_conversation_v1_live_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

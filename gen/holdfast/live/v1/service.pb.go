@@ -677,7 +677,8 @@ type IngestLiveRequest struct {
 	FencingToken int32 `protobuf:"varint,2,opt,name=fencing_token,json=fencingToken,proto3" json:"fencing_token,omitempty"`
 	// None: renew the lease.
 	Frames []*LiveFrame `protobuf:"bytes,3,rep,name=frames,proto3" json:"frames,omitempty"`
-	// The user spoke over the model, of whose newest answer so many milliseconds of audio were played. The last report counts.
+	// The user spoke over the model, of whose newest answer so many milliseconds of audio were played. The last report
+	// counts. What an answer says before and after a tool's result is played as one.
 	PlayedMs      *int32 `protobuf:"varint,4,opt,name=played_ms,json=playedMs,proto3,oneof" json:"played_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -635,8 +635,13 @@ type Message struct {
 	Usage   *structpb.Struct `protobuf:"bytes,24,opt,name=usage,proto3" json:"usage,omitempty"`
 	// What the model wants back with the text.
 	ThoughtSignature []byte `protobuf:"bytes,25,opt,name=thought_signature,json=thoughtSignature,proto3" json:"thought_signature,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Where it begins and ends in the audio of its connection, as the provider said; unset: it did not.
+	StartOffset *durationpb.Duration `protobuf:"bytes,26,opt,name=start_offset,json=startOffset,proto3" json:"start_offset,omitempty"`
+	EndOffset   *durationpb.Duration `protobuf:"bytes,27,opt,name=end_offset,json=endOffset,proto3" json:"end_offset,omitempty"`
+	// How the text measures: of a turn that grows, in the state alone.
+	Meter         *TextMeter `protobuf:"bytes,28,opt,name=meter,proto3" json:"meter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Message) Reset() {
@@ -840,6 +845,27 @@ func (x *Message) GetUsage() *structpb.Struct {
 func (x *Message) GetThoughtSignature() []byte {
 	if x != nil {
 		return x.ThoughtSignature
+	}
+	return nil
+}
+
+func (x *Message) GetStartOffset() *durationpb.Duration {
+	if x != nil {
+		return x.StartOffset
+	}
+	return nil
+}
+
+func (x *Message) GetEndOffset() *durationpb.Duration {
+	if x != nil {
+		return x.EndOffset
+	}
+	return nil
+}
+
+func (x *Message) GetMeter() *TextMeter {
+	if x != nil {
+		return x.Meter
 	}
 	return nil
 }
@@ -2628,8 +2654,15 @@ type LiveState struct {
 	TellsGenerated bool `protobuf:"varint,63,opt,name=tells_generated,json=tellsGenerated,proto3" json:"tells_generated,omitempty"`
 	// Words that are those of the last utterance once more: what comes next says whether the user repeats it, or the provider.
 	HeldBack string `protobuf:"bytes,64,opt,name=held_back,json=heldBack,proto3" json:"held_back,omitempty"`
-	// True where assistant_turn has had a message before the one that it is now.
-	TurnGoesOn    bool `protobuf:"varint,65,opt,name=turn_goes_on,json=turnGoesOn,proto3" json:"turn_goes_on,omitempty"`
+	// The first message of assistant_turn, where it has had one before the one that it is now; 0: it has not.
+	TurnFrom int64 `protobuf:"varint,65,opt,name=turn_from,json=turnFrom,proto3" json:"turn_from,omitempty"`
+	// What the model of the newest session was told besides the conversation; unset: its setup did not come here.
+	Setup *LiveSetup `protobuf:"bytes,66,opt,name=setup,proto3" json:"setup,omitempty"`
+	// Where in the audio the user's newest speech starts and ends, as the provider said.
+	SpeechStart *durationpb.Duration `protobuf:"bytes,67,opt,name=speech_start,json=speechStart,proto3" json:"speech_start,omitempty"`
+	SpeechEnd   *durationpb.Duration `protobuf:"bytes,68,opt,name=speech_end,json=speechEnd,proto3" json:"speech_end,omitempty"`
+	// Milliseconds of the audio of assistant_turn that came before the model was told a tool's result.
+	ResultAudioMs int64 `protobuf:"varint,69,opt,name=result_audio_ms,json=resultAudioMs,proto3" json:"result_audio_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3112,11 +3145,206 @@ func (x *LiveState) GetHeldBack() string {
 	return ""
 }
 
-func (x *LiveState) GetTurnGoesOn() bool {
+func (x *LiveState) GetTurnFrom() int64 {
 	if x != nil {
-		return x.TurnGoesOn
+		return x.TurnFrom
 	}
-	return false
+	return 0
+}
+
+func (x *LiveState) GetSetup() *LiveSetup {
+	if x != nil {
+		return x.Setup
+	}
+	return nil
+}
+
+func (x *LiveState) GetSpeechStart() *durationpb.Duration {
+	if x != nil {
+		return x.SpeechStart
+	}
+	return nil
+}
+
+func (x *LiveState) GetSpeechEnd() *durationpb.Duration {
+	if x != nil {
+		return x.SpeechEnd
+	}
+	return nil
+}
+
+func (x *LiveState) GetResultAudioMs() int64 {
+	if x != nil {
+		return x.ResultAudioMs
+	}
+	return 0
+}
+
+// LiveSetup is what a provider's session was set up with.
+type LiveSetup struct {
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Model              string                 `protobuf:"bytes,1,opt,name=model,proto3" json:"model,omitempty"`
+	ResponseModalities []string               `protobuf:"bytes,2,rep,name=response_modalities,json=responseModalities,proto3" json:"response_modalities,omitempty"`
+	TargetLanguage     string                 `protobuf:"bytes,3,opt,name=target_language,json=targetLanguage,proto3" json:"target_language,omitempty"`
+	// SHA-256 of the instructions and the tools that hold now.
+	ContextSha256 string `protobuf:"bytes,4,opt,name=context_sha256,json=contextSha256,proto3" json:"context_sha256,omitempty"`
+	// How often they were changed since the setup, and when they last were.
+	ContextUpdates int64                  `protobuf:"varint,5,opt,name=context_updates,json=contextUpdates,proto3" json:"context_updates,omitempty"`
+	ContextTime    *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=context_time,json=contextTime,proto3" json:"context_time,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *LiveSetup) Reset() {
+	*x = LiveSetup{}
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LiveSetup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LiveSetup) ProtoMessage() {}
+
+func (x *LiveSetup) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LiveSetup.ProtoReflect.Descriptor instead.
+func (*LiveSetup) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *LiveSetup) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *LiveSetup) GetResponseModalities() []string {
+	if x != nil {
+		return x.ResponseModalities
+	}
+	return nil
+}
+
+func (x *LiveSetup) GetTargetLanguage() string {
+	if x != nil {
+		return x.TargetLanguage
+	}
+	return ""
+}
+
+func (x *LiveSetup) GetContextSha256() string {
+	if x != nil {
+		return x.ContextSha256
+	}
+	return ""
+}
+
+func (x *LiveSetup) GetContextUpdates() int64 {
+	if x != nil {
+		return x.ContextUpdates
+	}
+	return 0
+}
+
+func (x *LiveSetup) GetContextTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ContextTime
+	}
+	return nil
+}
+
+// TextMeter is what a growing text measures so far, so that a piece that is added costs no more than its own length.
+type TextMeter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The bytes that were measured, and what they take as a JSON string.
+	Bytes     int64 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	JsonBytes int64 `protobuf:"varint,2,opt,name=json_bytes,json=jsonBytes,proto3" json:"json_bytes,omitempty"`
+	// Up to counted bytes, which is between two words, the text has so many hundredths of a token.
+	Counted    int64 `protobuf:"varint,3,opt,name=counted,proto3" json:"counted,omitempty"`
+	Hundredths int64 `protobuf:"varint,4,opt,name=hundredths,proto3" json:"hundredths,omitempty"`
+	// The tokens of all of the bytes.
+	Tokens        int64 `protobuf:"varint,5,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TextMeter) Reset() {
+	*x = TextMeter{}
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TextMeter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TextMeter) ProtoMessage() {}
+
+func (x *TextMeter) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TextMeter.ProtoReflect.Descriptor instead.
+func (*TextMeter) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *TextMeter) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *TextMeter) GetJsonBytes() int64 {
+	if x != nil {
+		return x.JsonBytes
+	}
+	return 0
+}
+
+func (x *TextMeter) GetCounted() int64 {
+	if x != nil {
+		return x.Counted
+	}
+	return 0
+}
+
+func (x *TextMeter) GetHundredths() int64 {
+	if x != nil {
+		return x.Hundredths
+	}
+	return 0
+}
+
+func (x *TextMeter) GetTokens() int64 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
 }
 
 // KeptFrames are the frames of one batch as they came, encrypted: an entry of the collection "kept_frames", its key the
@@ -3137,7 +3365,7 @@ type KeptFrames struct {
 
 func (x *KeptFrames) Reset() {
 	*x = KeptFrames{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[21]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3149,7 +3377,7 @@ func (x *KeptFrames) String() string {
 func (*KeptFrames) ProtoMessage() {}
 
 func (x *KeptFrames) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[21]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3162,7 +3390,7 @@ func (x *KeptFrames) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeptFrames.ProtoReflect.Descriptor instead.
 func (*KeptFrames) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{21}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *KeptFrames) GetEpoch() int64 {
@@ -3214,7 +3442,7 @@ type LiveSignal struct {
 
 func (x *LiveSignal) Reset() {
 	*x = LiveSignal{}
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[22]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3226,7 +3454,7 @@ func (x *LiveSignal) String() string {
 func (*LiveSignal) ProtoMessage() {}
 
 func (x *LiveSignal) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[22]
+	mi := &file_holdfast_store_conversation_v1_state_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3239,7 +3467,7 @@ func (x *LiveSignal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveSignal.ProtoReflect.Descriptor instead.
 func (*LiveSignal) Descriptor() ([]byte, []int) {
-	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{22}
+	return file_holdfast_store_conversation_v1_state_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LiveSignal) GetEpoch() int64 {
@@ -3299,7 +3527,8 @@ const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"\rremoved_count\x18\x1c \x01(\x03R\fremovedCount\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf3\b\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xac\n" +
+	"\n" +
 	"\aMessage\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x03R\x03seq\x128\n" +
 	"\x04role\x18\x02 \x01(\x0e2$.holdfast.store.conversation.v1.RoleR\x04role\x12D\n" +
@@ -3330,7 +3559,11 @@ const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"\aspeaker\x18\x16 \x01(\tR\aspeaker\x121\n" +
 	"\asources\x18\x17 \x01(\v2\x17.google.protobuf.StructR\asources\x12-\n" +
 	"\x05usage\x18\x18 \x01(\v2\x17.google.protobuf.StructR\x05usage\x12+\n" +
-	"\x11thought_signature\x18\x19 \x01(\fR\x10thoughtSignatureB\r\n" +
+	"\x11thought_signature\x18\x19 \x01(\fR\x10thoughtSignature\x12<\n" +
+	"\fstart_offset\x18\x1a \x01(\v2\x19.google.protobuf.DurationR\vstartOffset\x128\n" +
+	"\n" +
+	"end_offset\x18\x1b \x01(\v2\x19.google.protobuf.DurationR\tendOffset\x12?\n" +
+	"\x05meter\x18\x1c \x01(\v2).holdfast.store.conversation.v1.TextMeterR\x05meterB\r\n" +
 	"\v_heard_textB\f\n" +
 	"\n" +
 	"_played_ms\"2\n" +
@@ -3486,7 +3719,7 @@ const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"expireTime\"8\n" +
 	"\x06Device\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
-	"\bplatform\x18\x02 \x01(\tR\bplatform\"\xef\x17\n" +
+	"\bplatform\x18\x02 \x01(\tR\bplatform\"\xcb\x19\n" +
 	"\tLiveState\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12*\n" +
 	"\x11last_client_index\x18\x02 \x01(\x03R\x0flastClientIndex\x12\x1d\n" +
@@ -3566,15 +3799,35 @@ const file_holdfast_store_conversation_v1_state_proto_rawDesc = "" +
 	"\x12assistant_finished\x18= \x01(\bR\x11assistantFinished\x12M\n" +
 	"\rpartial_calls\x18> \x03(\v2(.holdfast.store.conversation.v1.ToolCallR\fpartialCalls\x12'\n" +
 	"\x0ftells_generated\x18? \x01(\bR\x0etellsGenerated\x12\x1b\n" +
-	"\theld_back\x18@ \x01(\tR\bheldBack\x12 \n" +
-	"\fturn_goes_on\x18A \x01(\bR\n" +
-	"turnGoesOn\x1ai\n" +
+	"\theld_back\x18@ \x01(\tR\bheldBack\x12\x1b\n" +
+	"\tturn_from\x18A \x01(\x03R\bturnFrom\x12?\n" +
+	"\x05setup\x18B \x01(\v2).holdfast.store.conversation.v1.LiveSetupR\x05setup\x12<\n" +
+	"\fspeech_start\x18C \x01(\v2\x19.google.protobuf.DurationR\vspeechStart\x128\n" +
+	"\n" +
+	"speech_end\x18D \x01(\v2\x19.google.protobuf.DurationR\tspeechEnd\x12&\n" +
+	"\x0fresult_audio_ms\x18E \x01(\x03R\rresultAudioMs\x1ai\n" +
 	"\x11PendingCallsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12>\n" +
 	"\x05value\x18\x02 \x01(\v2(.holdfast.store.conversation.v1.ToolCallR\x05value:\x028\x01\x1a@\n" +
 	"\x12FencedIndexesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\x03R\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xcd\x01\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x8a\x02\n" +
+	"\tLiveSetup\x12\x14\n" +
+	"\x05model\x18\x01 \x01(\tR\x05model\x12/\n" +
+	"\x13response_modalities\x18\x02 \x03(\tR\x12responseModalities\x12'\n" +
+	"\x0ftarget_language\x18\x03 \x01(\tR\x0etargetLanguage\x12%\n" +
+	"\x0econtext_sha256\x18\x04 \x01(\tR\rcontextSha256\x12'\n" +
+	"\x0fcontext_updates\x18\x05 \x01(\x03R\x0econtextUpdates\x12=\n" +
+	"\fcontext_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vcontextTime\"\x92\x01\n" +
+	"\tTextMeter\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\x12\x1d\n" +
+	"\n" +
+	"json_bytes\x18\x02 \x01(\x03R\tjsonBytes\x12\x18\n" +
+	"\acounted\x18\x03 \x01(\x03R\acounted\x12\x1e\n" +
+	"\n" +
+	"hundredths\x18\x04 \x01(\x03R\n" +
+	"hundredths\x12\x16\n" +
+	"\x06tokens\x18\x05 \x01(\x03R\x06tokens\"\xcd\x01\n" +
 	"\n" +
 	"KeptFrames\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x03R\x05epoch\x12\x1b\n" +
@@ -3639,7 +3892,7 @@ func file_holdfast_store_conversation_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_store_conversation_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_holdfast_store_conversation_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_holdfast_store_conversation_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_holdfast_store_conversation_v1_state_proto_goTypes = []any{
 	(Role)(0),                     // 0: holdfast.store.conversation.v1.Role
 	(Modality)(0),                 // 1: holdfast.store.conversation.v1.Modality
@@ -3668,92 +3921,101 @@ var file_holdfast_store_conversation_v1_state_proto_goTypes = []any{
 	(*LiveLease)(nil),             // 24: holdfast.store.conversation.v1.LiveLease
 	(*Device)(nil),                // 25: holdfast.store.conversation.v1.Device
 	(*LiveState)(nil),             // 26: holdfast.store.conversation.v1.LiveState
-	(*KeptFrames)(nil),            // 27: holdfast.store.conversation.v1.KeptFrames
-	(*LiveSignal)(nil),            // 28: holdfast.store.conversation.v1.LiveSignal
-	nil,                           // 29: holdfast.store.conversation.v1.ConversationState.LabelsEntry
-	nil,                           // 30: holdfast.store.conversation.v1.LiveState.PendingCallsEntry
-	nil,                           // 31: holdfast.store.conversation.v1.LiveState.FencedIndexesEntry
-	(*durationpb.Duration)(nil),   // 32: google.protobuf.Duration
-	(*structpb.Struct)(nil),       // 33: google.protobuf.Struct
-	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
-	(*structpb.Value)(nil),        // 35: google.protobuf.Value
+	(*LiveSetup)(nil),             // 27: holdfast.store.conversation.v1.LiveSetup
+	(*TextMeter)(nil),             // 28: holdfast.store.conversation.v1.TextMeter
+	(*KeptFrames)(nil),            // 29: holdfast.store.conversation.v1.KeptFrames
+	(*LiveSignal)(nil),            // 30: holdfast.store.conversation.v1.LiveSignal
+	nil,                           // 31: holdfast.store.conversation.v1.ConversationState.LabelsEntry
+	nil,                           // 32: holdfast.store.conversation.v1.LiveState.PendingCallsEntry
+	nil,                           // 33: holdfast.store.conversation.v1.LiveState.FencedIndexesEntry
+	(*durationpb.Duration)(nil),   // 34: google.protobuf.Duration
+	(*structpb.Struct)(nil),       // 35: google.protobuf.Struct
+	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
+	(*structpb.Value)(nil),        // 37: google.protobuf.Value
 }
 var file_holdfast_store_conversation_v1_state_proto_depIdxs = []int32{
-	29, // 0: holdfast.store.conversation.v1.ConversationState.labels:type_name -> holdfast.store.conversation.v1.ConversationState.LabelsEntry
-	32, // 1: holdfast.store.conversation.v1.ConversationState.ttl:type_name -> google.protobuf.Duration
+	31, // 0: holdfast.store.conversation.v1.ConversationState.labels:type_name -> holdfast.store.conversation.v1.ConversationState.LabelsEntry
+	34, // 1: holdfast.store.conversation.v1.ConversationState.ttl:type_name -> google.protobuf.Duration
 	14, // 2: holdfast.store.conversation.v1.ConversationState.voice:type_name -> holdfast.store.conversation.v1.VoiceState
 	15, // 3: holdfast.store.conversation.v1.ConversationState.intent:type_name -> holdfast.store.conversation.v1.Intent
 	16, // 4: holdfast.store.conversation.v1.ConversationState.flow:type_name -> holdfast.store.conversation.v1.FlowStep
 	26, // 5: holdfast.store.conversation.v1.ConversationState.live:type_name -> holdfast.store.conversation.v1.LiveState
 	18, // 6: holdfast.store.conversation.v1.ConversationState.compaction:type_name -> holdfast.store.conversation.v1.CompactionLease
 	17, // 7: holdfast.store.conversation.v1.ConversationState.summary:type_name -> holdfast.store.conversation.v1.Summary
-	33, // 8: holdfast.store.conversation.v1.ConversationState.metadata:type_name -> google.protobuf.Struct
+	35, // 8: holdfast.store.conversation.v1.ConversationState.metadata:type_name -> google.protobuf.Struct
 	0,  // 9: holdfast.store.conversation.v1.Message.role:type_name -> holdfast.store.conversation.v1.Role
 	1,  // 10: holdfast.store.conversation.v1.Message.modality:type_name -> holdfast.store.conversation.v1.Modality
 	2,  // 11: holdfast.store.conversation.v1.Message.status:type_name -> holdfast.store.conversation.v1.MessageStatus
 	9,  // 12: holdfast.store.conversation.v1.Message.parts:type_name -> holdfast.store.conversation.v1.Part
-	33, // 13: holdfast.store.conversation.v1.Message.metadata:type_name -> google.protobuf.Struct
-	34, // 14: holdfast.store.conversation.v1.Message.create_time:type_name -> google.protobuf.Timestamp
-	34, // 15: holdfast.store.conversation.v1.Message.update_time:type_name -> google.protobuf.Timestamp
-	34, // 16: holdfast.store.conversation.v1.Message.interrupt_time:type_name -> google.protobuf.Timestamp
-	33, // 17: holdfast.store.conversation.v1.Message.sources:type_name -> google.protobuf.Struct
-	33, // 18: holdfast.store.conversation.v1.Message.usage:type_name -> google.protobuf.Struct
-	10, // 19: holdfast.store.conversation.v1.Part.tool_call:type_name -> holdfast.store.conversation.v1.ToolCallPart
-	11, // 20: holdfast.store.conversation.v1.Part.tool_result:type_name -> holdfast.store.conversation.v1.ToolResultPart
-	35, // 21: holdfast.store.conversation.v1.Part.json:type_name -> google.protobuf.Value
-	12, // 22: holdfast.store.conversation.v1.Part.file:type_name -> holdfast.store.conversation.v1.FileRef
-	13, // 23: holdfast.store.conversation.v1.Part.data:type_name -> holdfast.store.conversation.v1.Blob
-	33, // 24: holdfast.store.conversation.v1.Part.metadata:type_name -> google.protobuf.Struct
-	33, // 25: holdfast.store.conversation.v1.ToolCallPart.args:type_name -> google.protobuf.Struct
-	35, // 26: holdfast.store.conversation.v1.ToolResultPart.response:type_name -> google.protobuf.Value
-	3,  // 27: holdfast.store.conversation.v1.VoiceState.status:type_name -> holdfast.store.conversation.v1.VoiceStatus
-	34, // 28: holdfast.store.conversation.v1.VoiceState.change_time:type_name -> google.protobuf.Timestamp
-	33, // 29: holdfast.store.conversation.v1.Intent.slots:type_name -> google.protobuf.Struct
-	34, // 30: holdfast.store.conversation.v1.Intent.create_time:type_name -> google.protobuf.Timestamp
-	33, // 31: holdfast.store.conversation.v1.FlowStep.data:type_name -> google.protobuf.Struct
-	34, // 32: holdfast.store.conversation.v1.FlowStep.create_time:type_name -> google.protobuf.Timestamp
-	34, // 33: holdfast.store.conversation.v1.Summary.create_time:type_name -> google.protobuf.Timestamp
-	34, // 34: holdfast.store.conversation.v1.CompactionLease.expire_time:type_name -> google.protobuf.Timestamp
-	34, // 35: holdfast.store.conversation.v1.Fragment.create_time:type_name -> google.protobuf.Timestamp
-	33, // 36: holdfast.store.conversation.v1.ToolCall.args:type_name -> google.protobuf.Struct
-	4,  // 37: holdfast.store.conversation.v1.ToolCall.status:type_name -> holdfast.store.conversation.v1.ToolCallStatus
-	22, // 38: holdfast.store.conversation.v1.ToolCall.claim:type_name -> holdfast.store.conversation.v1.ToolCallClaim
-	35, // 39: holdfast.store.conversation.v1.ToolCall.response:type_name -> google.protobuf.Value
-	34, // 40: holdfast.store.conversation.v1.ToolCall.create_time:type_name -> google.protobuf.Timestamp
-	34, // 41: holdfast.store.conversation.v1.ToolCall.update_time:type_name -> google.protobuf.Timestamp
-	34, // 42: holdfast.store.conversation.v1.ToolCallClaim.lease_expire_time:type_name -> google.protobuf.Timestamp
-	5,  // 43: holdfast.store.conversation.v1.LiveHandle.provider:type_name -> holdfast.store.conversation.v1.LiveProvider
-	34, // 44: holdfast.store.conversation.v1.LiveHandle.receive_time:type_name -> google.protobuf.Timestamp
-	34, // 45: holdfast.store.conversation.v1.LiveLease.expire_time:type_name -> google.protobuf.Timestamp
-	7,  // 46: holdfast.store.conversation.v1.LiveState.user_turn:type_name -> holdfast.store.conversation.v1.Message
-	7,  // 47: holdfast.store.conversation.v1.LiveState.assistant_turn:type_name -> holdfast.store.conversation.v1.Message
-	30, // 48: holdfast.store.conversation.v1.LiveState.pending_calls:type_name -> holdfast.store.conversation.v1.LiveState.PendingCallsEntry
-	24, // 49: holdfast.store.conversation.v1.LiveState.lease:type_name -> holdfast.store.conversation.v1.LiveLease
-	25, // 50: holdfast.store.conversation.v1.LiveState.device:type_name -> holdfast.store.conversation.v1.Device
-	5,  // 51: holdfast.store.conversation.v1.LiveState.provider:type_name -> holdfast.store.conversation.v1.LiveProvider
-	34, // 52: holdfast.store.conversation.v1.LiveState.open_time:type_name -> google.protobuf.Timestamp
-	34, // 53: holdfast.store.conversation.v1.LiveState.close_time:type_name -> google.protobuf.Timestamp
-	34, // 54: holdfast.store.conversation.v1.LiveState.frame_time:type_name -> google.protobuf.Timestamp
-	34, // 55: holdfast.store.conversation.v1.LiveState.go_away_time:type_name -> google.protobuf.Timestamp
-	23, // 56: holdfast.store.conversation.v1.LiveState.handles:type_name -> holdfast.store.conversation.v1.LiveHandle
-	34, // 57: holdfast.store.conversation.v1.LiveState.resume_failure_time:type_name -> google.protobuf.Timestamp
-	31, // 58: holdfast.store.conversation.v1.LiveState.fenced_indexes:type_name -> holdfast.store.conversation.v1.LiveState.FencedIndexesEntry
-	34, // 59: holdfast.store.conversation.v1.LiveState.idle_check_time:type_name -> google.protobuf.Timestamp
-	32, // 60: holdfast.store.conversation.v1.LiveState.keep_frames:type_name -> google.protobuf.Duration
-	32, // 61: holdfast.store.conversation.v1.LiveState.silence:type_name -> google.protobuf.Duration
-	34, // 62: holdfast.store.conversation.v1.LiveState.last_close_time:type_name -> google.protobuf.Timestamp
-	32, // 63: holdfast.store.conversation.v1.LiveState.tool_lease:type_name -> google.protobuf.Duration
-	7,  // 64: holdfast.store.conversation.v1.LiveState.last_answer:type_name -> holdfast.store.conversation.v1.Message
-	21, // 65: holdfast.store.conversation.v1.LiveState.partial_calls:type_name -> holdfast.store.conversation.v1.ToolCall
-	34, // 66: holdfast.store.conversation.v1.KeptFrames.create_time:type_name -> google.protobuf.Timestamp
-	34, // 67: holdfast.store.conversation.v1.KeptFrames.expire_time:type_name -> google.protobuf.Timestamp
-	14, // 68: holdfast.store.conversation.v1.LiveSignal.voice:type_name -> holdfast.store.conversation.v1.VoiceState
-	21, // 69: holdfast.store.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.store.conversation.v1.ToolCall
-	70, // [70:70] is the sub-list for method output_type
-	70, // [70:70] is the sub-list for method input_type
-	70, // [70:70] is the sub-list for extension type_name
-	70, // [70:70] is the sub-list for extension extendee
-	0,  // [0:70] is the sub-list for field type_name
+	35, // 13: holdfast.store.conversation.v1.Message.metadata:type_name -> google.protobuf.Struct
+	36, // 14: holdfast.store.conversation.v1.Message.create_time:type_name -> google.protobuf.Timestamp
+	36, // 15: holdfast.store.conversation.v1.Message.update_time:type_name -> google.protobuf.Timestamp
+	36, // 16: holdfast.store.conversation.v1.Message.interrupt_time:type_name -> google.protobuf.Timestamp
+	35, // 17: holdfast.store.conversation.v1.Message.sources:type_name -> google.protobuf.Struct
+	35, // 18: holdfast.store.conversation.v1.Message.usage:type_name -> google.protobuf.Struct
+	34, // 19: holdfast.store.conversation.v1.Message.start_offset:type_name -> google.protobuf.Duration
+	34, // 20: holdfast.store.conversation.v1.Message.end_offset:type_name -> google.protobuf.Duration
+	28, // 21: holdfast.store.conversation.v1.Message.meter:type_name -> holdfast.store.conversation.v1.TextMeter
+	10, // 22: holdfast.store.conversation.v1.Part.tool_call:type_name -> holdfast.store.conversation.v1.ToolCallPart
+	11, // 23: holdfast.store.conversation.v1.Part.tool_result:type_name -> holdfast.store.conversation.v1.ToolResultPart
+	37, // 24: holdfast.store.conversation.v1.Part.json:type_name -> google.protobuf.Value
+	12, // 25: holdfast.store.conversation.v1.Part.file:type_name -> holdfast.store.conversation.v1.FileRef
+	13, // 26: holdfast.store.conversation.v1.Part.data:type_name -> holdfast.store.conversation.v1.Blob
+	35, // 27: holdfast.store.conversation.v1.Part.metadata:type_name -> google.protobuf.Struct
+	35, // 28: holdfast.store.conversation.v1.ToolCallPart.args:type_name -> google.protobuf.Struct
+	37, // 29: holdfast.store.conversation.v1.ToolResultPart.response:type_name -> google.protobuf.Value
+	3,  // 30: holdfast.store.conversation.v1.VoiceState.status:type_name -> holdfast.store.conversation.v1.VoiceStatus
+	36, // 31: holdfast.store.conversation.v1.VoiceState.change_time:type_name -> google.protobuf.Timestamp
+	35, // 32: holdfast.store.conversation.v1.Intent.slots:type_name -> google.protobuf.Struct
+	36, // 33: holdfast.store.conversation.v1.Intent.create_time:type_name -> google.protobuf.Timestamp
+	35, // 34: holdfast.store.conversation.v1.FlowStep.data:type_name -> google.protobuf.Struct
+	36, // 35: holdfast.store.conversation.v1.FlowStep.create_time:type_name -> google.protobuf.Timestamp
+	36, // 36: holdfast.store.conversation.v1.Summary.create_time:type_name -> google.protobuf.Timestamp
+	36, // 37: holdfast.store.conversation.v1.CompactionLease.expire_time:type_name -> google.protobuf.Timestamp
+	36, // 38: holdfast.store.conversation.v1.Fragment.create_time:type_name -> google.protobuf.Timestamp
+	35, // 39: holdfast.store.conversation.v1.ToolCall.args:type_name -> google.protobuf.Struct
+	4,  // 40: holdfast.store.conversation.v1.ToolCall.status:type_name -> holdfast.store.conversation.v1.ToolCallStatus
+	22, // 41: holdfast.store.conversation.v1.ToolCall.claim:type_name -> holdfast.store.conversation.v1.ToolCallClaim
+	37, // 42: holdfast.store.conversation.v1.ToolCall.response:type_name -> google.protobuf.Value
+	36, // 43: holdfast.store.conversation.v1.ToolCall.create_time:type_name -> google.protobuf.Timestamp
+	36, // 44: holdfast.store.conversation.v1.ToolCall.update_time:type_name -> google.protobuf.Timestamp
+	36, // 45: holdfast.store.conversation.v1.ToolCallClaim.lease_expire_time:type_name -> google.protobuf.Timestamp
+	5,  // 46: holdfast.store.conversation.v1.LiveHandle.provider:type_name -> holdfast.store.conversation.v1.LiveProvider
+	36, // 47: holdfast.store.conversation.v1.LiveHandle.receive_time:type_name -> google.protobuf.Timestamp
+	36, // 48: holdfast.store.conversation.v1.LiveLease.expire_time:type_name -> google.protobuf.Timestamp
+	7,  // 49: holdfast.store.conversation.v1.LiveState.user_turn:type_name -> holdfast.store.conversation.v1.Message
+	7,  // 50: holdfast.store.conversation.v1.LiveState.assistant_turn:type_name -> holdfast.store.conversation.v1.Message
+	32, // 51: holdfast.store.conversation.v1.LiveState.pending_calls:type_name -> holdfast.store.conversation.v1.LiveState.PendingCallsEntry
+	24, // 52: holdfast.store.conversation.v1.LiveState.lease:type_name -> holdfast.store.conversation.v1.LiveLease
+	25, // 53: holdfast.store.conversation.v1.LiveState.device:type_name -> holdfast.store.conversation.v1.Device
+	5,  // 54: holdfast.store.conversation.v1.LiveState.provider:type_name -> holdfast.store.conversation.v1.LiveProvider
+	36, // 55: holdfast.store.conversation.v1.LiveState.open_time:type_name -> google.protobuf.Timestamp
+	36, // 56: holdfast.store.conversation.v1.LiveState.close_time:type_name -> google.protobuf.Timestamp
+	36, // 57: holdfast.store.conversation.v1.LiveState.frame_time:type_name -> google.protobuf.Timestamp
+	36, // 58: holdfast.store.conversation.v1.LiveState.go_away_time:type_name -> google.protobuf.Timestamp
+	23, // 59: holdfast.store.conversation.v1.LiveState.handles:type_name -> holdfast.store.conversation.v1.LiveHandle
+	36, // 60: holdfast.store.conversation.v1.LiveState.resume_failure_time:type_name -> google.protobuf.Timestamp
+	33, // 61: holdfast.store.conversation.v1.LiveState.fenced_indexes:type_name -> holdfast.store.conversation.v1.LiveState.FencedIndexesEntry
+	36, // 62: holdfast.store.conversation.v1.LiveState.idle_check_time:type_name -> google.protobuf.Timestamp
+	34, // 63: holdfast.store.conversation.v1.LiveState.keep_frames:type_name -> google.protobuf.Duration
+	34, // 64: holdfast.store.conversation.v1.LiveState.silence:type_name -> google.protobuf.Duration
+	36, // 65: holdfast.store.conversation.v1.LiveState.last_close_time:type_name -> google.protobuf.Timestamp
+	34, // 66: holdfast.store.conversation.v1.LiveState.tool_lease:type_name -> google.protobuf.Duration
+	7,  // 67: holdfast.store.conversation.v1.LiveState.last_answer:type_name -> holdfast.store.conversation.v1.Message
+	21, // 68: holdfast.store.conversation.v1.LiveState.partial_calls:type_name -> holdfast.store.conversation.v1.ToolCall
+	27, // 69: holdfast.store.conversation.v1.LiveState.setup:type_name -> holdfast.store.conversation.v1.LiveSetup
+	34, // 70: holdfast.store.conversation.v1.LiveState.speech_start:type_name -> google.protobuf.Duration
+	34, // 71: holdfast.store.conversation.v1.LiveState.speech_end:type_name -> google.protobuf.Duration
+	36, // 72: holdfast.store.conversation.v1.LiveSetup.context_time:type_name -> google.protobuf.Timestamp
+	36, // 73: holdfast.store.conversation.v1.KeptFrames.create_time:type_name -> google.protobuf.Timestamp
+	36, // 74: holdfast.store.conversation.v1.KeptFrames.expire_time:type_name -> google.protobuf.Timestamp
+	14, // 75: holdfast.store.conversation.v1.LiveSignal.voice:type_name -> holdfast.store.conversation.v1.VoiceState
+	21, // 76: holdfast.store.conversation.v1.LiveState.PendingCallsEntry.value:type_name -> holdfast.store.conversation.v1.ToolCall
+	77, // [77:77] is the sub-list for method output_type
+	77, // [77:77] is the sub-list for method input_type
+	77, // [77:77] is the sub-list for extension type_name
+	77, // [77:77] is the sub-list for extension extendee
+	0,  // [0:77] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_store_conversation_v1_state_proto_init() }
@@ -3777,7 +4039,7 @@ func file_holdfast_store_conversation_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_store_conversation_v1_state_proto_rawDesc), len(file_holdfast_store_conversation_v1_state_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -414,6 +414,24 @@ export interface LiveConnection {
   totalTokens: number;
   /** Frames in which the server understood nothing, or not all, in all connections. */
   unknownFrames: number;
+  /** What the provider's session was set up with; unset: its setup did not come here. */
+  setup?: LiveSetup | undefined;
+}
+
+/** LiveSetup is what a model was told besides the conversation, as far as its frames were ingested. */
+export interface LiveSetup {
+  /** The model's name. */
+  model: string;
+  /** How it answers, such as AUDIO. */
+  responseModalities: string[];
+  /** The language that it translates into; empty: it does not translate. */
+  targetLanguage: string;
+  /** SHA-256 of the instructions and tools that hold now, in hexadecimal. Two sessions with the same one were told the same. */
+  contextSha256: string;
+  /** How often instructions or tools were changed since the session began (`contextUpdate`). */
+  contextUpdates: number;
+  /** When they were changed last. */
+  contextTime?: Timestamp | undefined;
 }
 
 /** Message is one message of a conversation. What was read can be written: the fields that the server sets are ignored then. */
@@ -515,7 +533,7 @@ export interface Spoken {
   heardEstimated: boolean;
   /** Milliseconds of audio of the message; 0: none, or not known. */
   audioMs: number;
-  /** Milliseconds of it that were played, as reported. */
+  /** Milliseconds of it that were played, as reported. heard_text follows them as words and audio come. */
   playedMs?: number | undefined;
   /** When the user spoke over it. */
   interruptTime?: Timestamp | undefined;
@@ -529,6 +547,10 @@ export interface Spoken {
   sources?: JsonObject | undefined;
   /** What the provider counted. */
   usage?: JsonObject | undefined;
+  /** Where it begins in the audio of its connection, as the provider said. */
+  startOffset?: Duration | undefined;
+  /** Where it ends. */
+  endOffset?: Duration | undefined;
 }
 
 /**
@@ -948,6 +970,24 @@ export interface LiveConnectionInput {
   totalTokens?: number | undefined;
   /** Frames in which the server understood nothing, or not all, in all connections. */
   unknownFrames?: number | undefined;
+  /** What the provider's session was set up with; unset: its setup did not come here. */
+  setup?: LiveSetupInput | undefined;
+}
+
+/** LiveSetup is what a model was told besides the conversation, as far as its frames were ingested. */
+export interface LiveSetupInput {
+  /** The model's name. */
+  model?: string | undefined;
+  /** How it answers, such as AUDIO. */
+  responseModalities?: string[] | undefined;
+  /** The language that it translates into; empty: it does not translate. */
+  targetLanguage?: string | undefined;
+  /** SHA-256 of the instructions and tools that hold now, in hexadecimal. Two sessions with the same one were told the same. */
+  contextSha256?: string | undefined;
+  /** How often instructions or tools were changed since the session began (`contextUpdate`). */
+  contextUpdates?: number | undefined;
+  /** When they were changed last. */
+  contextTime?: TimestampInput | undefined;
 }
 
 /** Message is one message of a conversation. What was read can be written: the fields that the server sets are ignored then. */
@@ -1055,7 +1095,7 @@ export interface SpokenInput {
   heardEstimated?: boolean | undefined;
   /** Milliseconds of audio of the message; 0: none, or not known. */
   audioMs?: number | undefined;
-  /** Milliseconds of it that were played, as reported. */
+  /** Milliseconds of it that were played, as reported. heard_text follows them as words and audio come. */
   playedMs?: number | undefined;
   /** When the user spoke over it. */
   interruptTime?: TimestampInput | undefined;
@@ -1069,6 +1109,10 @@ export interface SpokenInput {
   sources?: JsonObject | undefined;
   /** What the provider counted. */
   usage?: JsonObject | undefined;
+  /** Where it begins in the audio of its connection, as the provider said. */
+  startOffset?: Duration | undefined;
+  /** Where it ends. */
+  endOffset?: Duration | undefined;
 }
 
 /**

@@ -318,7 +318,10 @@ export interface IngestLiveRequest {
   fencingToken?: number | undefined;
   /** None: renew the lease. */
   frames?: LiveFrameInput[] | undefined;
-  /** The user spoke over the model, of whose newest answer so many milliseconds of audio were played. The last report counts. */
+  /**
+   * The user spoke over the model, of whose newest answer so many milliseconds of audio were played. The last report
+   * counts. What an answer says before and after a tool's result is played as one.
+   */
   playedMs?: number | undefined;
 }
 

@@ -181,6 +181,17 @@ export const LiveConnection: s.Of<client.conversation.LiveConnection> = s.messag
   storedThrough: s.integer,
   totalTokens: s.integer,
   unknownFrames: s.integer,
+  setup: s.maybe(s.ref(() => LiveSetup)),
+});
+
+/** LiveSetup is what a model was told besides the conversation, as far as its frames were ingested. */
+export const LiveSetup: s.Of<client.conversation.LiveSetup> = s.message({
+  model: s.text,
+  responseModalities: s.list(s.text),
+  targetLanguage: s.text,
+  contextSha256: s.text,
+  contextUpdates: s.integer,
+  contextTime: s.maybe(s.timestamp),
 });
 
 /** Message is one message of a conversation. What was read can be written: the fields that the server sets are ignored then. */
@@ -247,6 +258,8 @@ export const Spoken: s.Of<client.conversation.Spoken> = s.message({
   speaker: s.text,
   sources: s.maybe(s.jsonObject),
   usage: s.maybe(s.jsonObject),
+  startOffset: s.maybe(s.duration),
+  endOffset: s.maybe(s.duration),
 });
 
 /**
