@@ -226,7 +226,7 @@ export function Talks({ of }: { of: readonly conversation.Conversation[] }) {
                   {held(c, now)
                     ? `floor, ${span(until(c.live?.lease?.expireTime, now))} left`
                     : c.live
-                      ? `${c.live.user || "held"} until ${clock(c.live.closeTime ?? c.live.lease?.expireTime)}`
+                      ? `${c.live.user && `${c.live.user} `}until ${clock(c.live.closeTime ?? c.live.lease?.expireTime)}`
                       : who(c.owner, "the tenant’s")}
                 </small>
               </td>

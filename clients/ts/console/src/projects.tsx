@@ -23,7 +23,7 @@ export function Projects({ id }: { id: string | undefined }) {
         <div className="card">
           <Empty
             title="No project yet"
-            code={`curl $HOLDFAST_API/holdfast.project.v1.ProjectService/PutProject -H "Authorization: Bearer $HOLDFAST_TOKEN" -H 'Content-Type: application/json' -d '{"project": {"projectId": "p1", "title": "Web"}}'`}
+            code={`curl $HOLDFAST_API/holdfast.project.v1.ProjectService/PutProject -H "Authorization: Bearer $HOLDFAST_TOKEN" -H 'Content-Type: application/json' -d '{"projectId": "p1", "project": {"title": "Web"}}'`}
           >
             Make one, and conversations, tasks and issues gather here.
           </Empty>

@@ -348,7 +348,7 @@ const pages: [hash: string, ready: string | RegExp][] = [
   ["#/apis/gemini", "Usage by day"],
   ["#/sessions/maya", "What happened"],
   ["#/projects/p1", "Refactor token refresh"],
-  ["#/states", "Objects of your own"],
+  ["#/states", "1 type is declared with a schema."],
   ["#/s/cart/c-1", "Waits and leases"],
   ["#/timers", "A timer wakes its object"],
   ["#/nowhere", "There is no such page"],

@@ -31,17 +31,13 @@ export async function seed(hf: Holdfast): Promise<void> {
   await rpc.session.createSession({ user: "maya", device: { name: "MacBook", platform: "web" }, activeConversationId: "c1" });
   await rpc.session.createSession({ user: "maya", device: { name: "iPhone" } });
   await rpc.project.putProject({
-    project: { projectId: "p1", title: "Holdfast for the web", description: "The page of an assistant." },
+    projectId: "p1",
+    project: { title: "Holdfast for the web", description: "The page of an assistant." },
   });
   await rpc.project.putTask({
-    task: {
-      taskId: "t1",
-      title: "Refactor token refresh",
-      projectId: "p1",
-      provider: "codegen",
-      runId: "90211",
-      status: "running",
-    },
+    taskId: "t1",
+    task: { title: "Refactor token refresh", projectId: "p1", provider: "codegen", runId: "90211" },
+    report: { status: "running" },
   });
   await rpc.state.putType({
     type: {
