@@ -33,7 +33,8 @@ ListConversationsResponse nextPageToken conversations*@Conversation
 ListMessagesResponse nextPageToken messages*@Message version#
 ListRecordsRequest types*~RECORD_TYPE_
 ListRecordsResponse nextPageToken records*@Record
-LiveConnection lease@type.Lease connectionId user device@type.Device provider~LIVE_PROVIDER_ providerSessionId closeCode# storedThrough# totalTokens# unknownFrames#
+LiveConnection lease@type.Lease connectionId user device@type.Device provider~LIVE_PROVIDER_ providerSessionId closeCode# storedThrough# totalTokens# unknownFrames# setup@LiveSetup
+LiveSetup model responseModalities* targetLanguage contextSha256 contextUpdates#
 Message seq# clientMessageId role~ROLE_ modality~MODALITY_ status~MESSAGE_STATUS_ text parts*@Part tokenCount?# tokenCountEstimated! pinned! hidden! spoken@Spoken thoughtSignature
 MessageUpdate message@Message
 Part toolCall@ToolCallPart toolResult@ToolResultPart file@FileRef data@Blob partId thoughtSignature
