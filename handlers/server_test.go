@@ -777,14 +777,21 @@ func TestAPathThatIsThereSaysHowItIsCalled(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
 	for path, allow := range map[string]string{
-		"/v1/state/chat/c/events": "GET",
-		"/healthz":                "GET, HEAD", "/readyz": "GET, HEAD", "/health/live": "GET, HEAD", "/health/ready": "GET, HEAD",
+		"/v1/state/chat/c/events":            "GET",
+		"/healthz":                           "GET, HEAD",
+		"/readyz":                            "GET, HEAD",
+		"/health/live":                       "GET, HEAD",
+		"/health/ready":                      "GET, HEAD",
 		conversations + "GetConversation":    "GET, POST",
 		conversations + "CreateConversation": "POST",
 		watchRPC:                             "POST",
 		"/grpc.health.v1.Health/Check":       "POST",
 		"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": "POST",
-		"/nowhere": "", "/v1/state/chat/c": "", "/v1/state/chat/c/events/x": "", "/healthz/x": "", conversations + "Nothing": "",
+		"/nowhere":                  "",
+		"/v1/state/chat/c":          "",
+		"/v1/state/chat/c/events/x": "",
+		"/healthz/x":                "",
+		conversations + "Nothing":   "",
 	} {
 		for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions} {
 			if slices.Contains(strings.Split(allow, ", "), method) {
