@@ -198,7 +198,7 @@ func TestEachMethodTakesWhatItsRulesAllow(t *testing.T) {
 					conversationv1connect.ConversationServiceCreateConversationProcedure, conversationv1connect.ConversationServiceAppendProcedure,
 					conversationv1connect.ConversationServiceEditMessagesProcedure,
 					watchRPC, // 32 lists whose filters name all that they can
-					statev1connect.StateServiceApplyProcedure, statev1connect.StateServiceReadProcedure, // 1,000 operations or queries, each as large as one may be
+					statev1connect.StateServiceApplyProcedure, statev1connect.StateServiceApplyTogetherProcedure, statev1connect.StateServiceReadProcedure, // 1,000 operations or queries, each as large as one may be
 				}, procedure) {
 					t.Errorf("%s may have %d bytes and %d values by its rules, and its limits are %d and %d", procedure, size, values, limit, maxValues)
 				}

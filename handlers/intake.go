@@ -52,6 +52,7 @@ var largeRequests = map[string]int64{
 	coordinationv1connect.CoordinationServiceFinishCallProcedure:         1 << 20, // 100 headers and a body
 	coordinationv1connect.CoordinationServiceReportProcedure:             1 << 20,
 	statev1connect.StateServiceApplyProcedure:                            16 << 20,
+	statev1connect.StateServiceApplyTogetherProcedure:                    16 << 20,
 	linearv1connect.LinearServicePutIssuesProcedure:                      8 << 20, // 100 issues as Linear returned them
 }
 

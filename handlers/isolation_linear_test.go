@@ -21,7 +21,7 @@ var linearArea = area{
 		seed:  [][2]string{{"PutIssues", `{"issues":[` + issueC1 + `]}`}},
 		reads: map[string][2]string{"": {"ListIssues", `{"filter":{"issueIds":["c1"]},"withPayload":true}`}},
 		service: map[string]string{
-			"PutIssues": "ok", "CreateIssue": "invalid_argument", "UpdateIssue": "invalid_argument", "CommentOnIssue": "invalid_argument", "RespondToAgentSession": "invalid_argument", "PutEndpoint": "not_found", "ListEndpoints": "ok", "DeleteEndpoint": "not_found",
+			"PutIssues": "ok", "CreateIssue": "invalid_argument", "UpdateIssue": "invalid_argument", "CommentOnIssue": "invalid_argument", "RespondToAgentSession": "not_found", "PutEndpoint": "not_found", "ListEndpoints": "ok", "DeleteEndpoint": "not_found",
 		},
 		full: map[string]string{
 			"PutIssues": `{"requestId":"r-2","ifVersion":"1","issues":[{"id":"c1","identifier":"ENG-1","previousIdentifiers":["OLD-1"],"number":1,"url":"u","title":"t","description":"d","priority":1,"estimate":0.5,"stateId":"s",
