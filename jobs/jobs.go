@@ -198,10 +198,11 @@ func (q *Queue) RunOnce(ctx context.Context) (err error) {
 	}
 }
 
-// left reports whether a task waits to be run now, or is run by the client of that id.
+// left reports whether a task waits to be run now, or is run by the client of that id. One that was put off is scheduled until the elected
+// server, which may be this one, makes it available.
 func (q *Queue) left(ctx context.Context, id string, names []string) (bool, error) {
 	res, err := q.inserter.JobList(ctx, river.NewJobListParams().Kinds(names...).First(1).Where(
-		"(state = 'available' AND scheduled_at <= now() OR state = 'running' AND attempted_by[array_upper(attempted_by, 1)] = @id)",
+		"(state IN ('available', 'scheduled', 'retryable') AND scheduled_at <= now() OR state = 'running' AND attempted_by[array_upper(attempted_by, 1)] = @id)",
 		river.NamedArgs{"id": id}))
 	if err != nil {
 		return false, errors.Join(db.ErrUnavailable, err)

