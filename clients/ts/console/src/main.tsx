@@ -5,10 +5,10 @@ import { createRoot } from "react-dom/client";
 import { Apis } from "./apis.tsx";
 import { useAct } from "./ask.ts";
 import { Browse } from "./browse.tsx";
-import { Conversation, Conversations } from "./conversation.tsx";
+import { Conversation, Conversations } from "./conversation/conversation.tsx";
 import { Find } from "./find.tsx";
 import { Home } from "./home.tsx";
-import { Inspector } from "./object.tsx";
+import { Inspector } from "./object/object.tsx";
 import { Projects } from "./projects.tsx";
 import { go, route, to, useRoute } from "./route.ts";
 import { Sessions } from "./sessions.tsx";
@@ -218,18 +218,27 @@ function Shell({ signed, leave }: { signed: SignedIn; leave(): void }) {
   );
 }
 
+/** By the first part of a path, how many parts may follow at least and at most, and what they show. */
+const shows: { [first: string]: [number, number, (a: string, b: string) => ReactNode] } = {
+  objects: [0, 1, (kind) => <Browse kind={kind} />],
+  o: [2, 2, (kind, id) => <Inspector kind={kind} id={id} />],
+  conversations: [0, 0, () => <Conversations />],
+  c: [1, 1, (id) => <Conversation id={id} />],
+  sessions: [0, 1, (user) => <Sessions user={user} />],
+  projects: [0, 1, (id) => <Projects id={id} />],
+  apis: [0, 1, (name) => <Apis name={name} />],
+  states: [0, 1, (type) => <States type={type} name={undefined} />],
+  s: [2, 2, (type, name) => <States type={type} name={name} />],
+  timers: [0, 0, () => <Timers />],
+};
+
 function Page({ path: [first, ...rest] }: { path: readonly string[] }) {
-  const [a, b] = rest;
   if (first === undefined) return <Home />;
-  if (first === "objects") return <Browse kind={a} />;
-  if (first === "o" && a && b) return <Inspector kind={a} id={b} />;
-  if (first === "conversations") return <Conversations />;
-  if (first === "c" && a) return <Conversation id={a} />;
-  if (first === "sessions") return <Sessions user={a} />;
-  if (first === "projects") return <Projects id={a} />;
-  if (first === "apis") return <Apis name={a} />;
-  if (first === "states" || first === "s") return <States type={a} name={b} />;
-  if (first === "timers") return <Timers />;
+  const [least, most, page] = shows[first] ?? [0, -1, () => null];
+  return rest.length < least || rest.length > most ? <Nowhere /> : page(rest[0] as string, rest[1] as string);
+}
+
+function Nowhere() {
   return (
     <div className="card empty">
       <h1>There is no such page</h1>

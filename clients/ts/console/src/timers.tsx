@@ -2,9 +2,8 @@
 import { useHoldfast } from "@holdfast/react";
 import { useState } from "react";
 import { useAsk } from "./ask.ts";
-import { Act } from "./object.tsx";
 import { object } from "./route.ts";
-import { Card, Empty, Failure, In, Loading, Mark, Seg } from "./ui.tsx";
+import { Act, Card, Empty, Failure, In, Loading, Mark, Seg } from "./ui.tsx";
 import { clock, count, words } from "./words.ts";
 
 export function Timers() {

@@ -293,3 +293,62 @@ export function rows(key: "j" | "k"): void {
   const at = links.indexOf(document.activeElement as HTMLElement);
   links[Math.max(0, Math.min(links.length - 1, at < 0 ? 0 : at + (key === "j" ? 1 : -1)))]?.focus();
 }
+
+/** Act is a button that does something that can be undone, at once. */
+export function Act({ label, run, className = "sm" }: { label: string; run(): Promise<unknown>; className?: string }) {
+  const act = useAct();
+  return (
+    <>
+      <button type="button" className={`btn ${className}`} disabled={act.busy} aria-busy={act.busy} onClick={() => act.run(run)}>
+        {label}
+      </button>
+      {act.error && (
+        <span className="bad" role="alert">
+          {explain(act.error)}
+        </span>
+      )}
+    </>
+  );
+}
+
+/** useTitle names the tab. */
+export function useTitle(title: string | undefined): void {
+  useEffect(() => {
+    if (title) document.title = `${title} · Holdfast`;
+  }, [title]);
+}
+
+/** Steps are the buttons that go one back and one on, and the keys that go ten. */
+export function Steps(props: { of: string; at: number; last: number; step(by: number): void }) {
+  const { of, at, last, step } = props;
+  return (
+    <>
+      <button
+        type="button"
+        className="btn sm"
+        data-key="ArrowLeft"
+        aria-label={`One ${of} back`}
+        disabled={at <= 0}
+        onClick={() => step(-1)}
+      >
+        ‹
+      </button>
+      <button
+        type="button"
+        className="btn sm"
+        data-key="ArrowRight"
+        aria-label={`One ${of} on`}
+        disabled={at >= last}
+        onClick={() => step(1)}
+      >
+        ›
+      </button>
+      <button type="button" className="vh" data-key="Shift+ArrowLeft" tabIndex={-1} onClick={() => step(-10)}>
+        Ten back
+      </button>
+      <button type="button" className="vh" data-key="Shift+ArrowRight" tabIndex={-1} onClick={() => step(10)}>
+        Ten on
+      </button>
+    </>
+  );
+}

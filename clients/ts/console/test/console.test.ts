@@ -193,6 +193,24 @@ describe("the console", { concurrency: false }, () => {
     await page.keyboard.press("Escape");
   });
 
+  test("a path that is no page’s says so", async () => {
+    for (const path of [
+      "nothing",
+      "o/conversation",
+      "conversations/c1",
+      "c",
+      "c/c1/more",
+      "objects/state/a/b",
+      "s/cart",
+      "timers/x",
+    ]) {
+      await go("#/");
+      await says(/conversation/);
+      await go(`#/${path}`);
+      await says("There is no such page");
+    }
+  });
+
   test("a stranger watches a replay, finds the interruption, sees what was heard, and takes a wrong title back", async () => {
     await go("#/");
     const playing = replay("--speed", "8");

@@ -7,9 +7,11 @@ import {
   type JsonObject,
   type live as wire,
 } from "@holdfast/client";
-import { Core, type CoreOptions, type Credential, type Effect, type Event, type LiveView, type Timer } from "./core.ts";
+import { Core } from "./core.ts";
+import type { CoreOptions, Credential, Effect, Event, Timer } from "./event.ts";
 import { audioFrame, read, type Sound } from "./frame.ts";
 import { type Connect, type Socket, webSocket } from "./socket.ts";
+import type { LiveView } from "./view.ts";
 
 /** What a tool is told besides its arguments. */
 export interface ToolCall {

@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { HoldfastError, type live } from "@holdfast/client";
-import { Core, type Effect, type Event } from "../src/core.ts";
+import { Core } from "../src/core.ts";
+import type { Effect, Event } from "../src/event.ts";
 import { read } from "../src/frame.ts";
 
 /** A core that is driven by hand. */

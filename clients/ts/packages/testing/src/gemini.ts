@@ -43,7 +43,7 @@ export interface Gemini extends AsyncDisposable {
   readonly frames: number;
   /** The turns that are over. */
   readonly turns: number;
-  /** What the clients sent, but for audio. */
+  /** What the clients sent, without audio. */
   readonly heard: readonly JsonObject[];
   /** A token for one connection. */
   token(): string;

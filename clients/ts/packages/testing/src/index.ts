@@ -20,7 +20,7 @@ export interface Address {
   readonly api: string;
   /** A service's key of its first tenant, `dev`. */
   readonly token: string;
-  /** The console's link, which signs in whoever opens it first. */
+  /** The console's link. It signs in the first person who opens it. */
   readonly console: string;
   /** Its database, as its owner; it is thrown away with the server. */
   readonly database: string;

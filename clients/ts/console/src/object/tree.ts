@@ -1,6 +1,6 @@
 // A state as rows of a tree, next to another in which it may differ.
 import type { Json, JsonObject } from "@holdfast/client";
-import { clock } from "./words.ts";
+import { clock } from "../words.ts";
 
 export interface Row {
   /** Where the value is, as `live.handles.2`. */
