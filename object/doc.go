@@ -73,8 +73,8 @@
 //
 // What needs no object lives in internal/: addr (names and locks), rowjson (stored JSON), journal (notes that undo a change), scrub (a user
 // is erased), bounds (how much at once, and in whose turn), quota (what is stored for whom), hints (what processes tell each other). The rest is
-// here: changes (kind, tx, runtime, work, commit, atomic), reads (read, catchup, together, range, lookup), watchers (watch, watch_list, signal), timers,
-// and administration (history, inspect, erase, hibernate).
+// here: changes (kind, tx, runtime, work, commit, atomic), reads (read, list, entries, range, together, catchup), watchers (watch, watch_list, signal), timers,
+// and administration (history, rewind, restore, inspect, erase, hibernate).
 //
 // # Releases side by side
 //

@@ -1,6 +1,12 @@
 package object
 
-import "google.golang.org/protobuf/proto"
+import (
+	"context"
+
+	"google.golang.org/protobuf/proto"
+
+	"holdfast/object/internal/bounds"
+)
 
 // AnswerBytes is how large an answer grows: a page ends, and a watch goes on with another message, before it passes 2 MiB.
 // gRPC clients take 4 MiB unless told otherwise. What is left of the 2 MiB is for what surrounds the items.
@@ -45,3 +51,18 @@ func fitting(entries []Entry, room Room) []Entry {
 	}
 	return entries[from:]
 }
+
+// ThreadsPerCore is how many threads Go is to run at once on a core: cmd/holdfast sets GOMAXPROCS so.
+const ThreadsPerCore = bounds.ThreadsPerCore
+
+// Line bounds how many calls do costly work at once.
+type Line = bounds.Line
+
+// NewLine returns an empty Line.
+func NewLine() *Line { return bounds.NewLine() }
+
+// Answer is one call's hold on the room for large answers. The zero Answer holds nothing.
+type Answer = bounds.Answer
+
+// Answering returns a context for one call: a large answer that it reads counts until Sent.
+func Answering(ctx context.Context, a *Answer) context.Context { return bounds.Answering(ctx, a) }
