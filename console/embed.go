@@ -30,7 +30,7 @@ const Path = "/console/"
 const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-// Link signs one person in: whoever first presents its code gets the token. It is safe for concurrent use.
+// Link signs one person in: the first caller that presents its code gets the token. It is safe for concurrent use.
 type Link struct {
 	code   string
 	mu     sync.Mutex

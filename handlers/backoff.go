@@ -97,8 +97,8 @@ func count(of *lru.Cache[string, failures], name string, free int64, now time.Ti
 }
 
 // sourceOf returns the address of a request's sender, or its network for IPv6, where one machine has a whole /64. header names
-// the header that proxies in front of us append to, each the address from which it was called. There are so many hops, and what is
-// left of theirs is anyone's word.
+// the header that proxies in front of us append to, each the address from which it was called. Only the last so many
+// hops are believed: the caller may have written whatever stands before them.
 func sourceOf(r *http.Request, header string, hops int) string {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {

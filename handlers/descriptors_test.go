@@ -22,7 +22,7 @@ var ownIdempotency = map[protoreflect.Name]string{ //nolint:gochecknoglobals // 
 // reading are the RPCs that change nothing and cannot be called by GET, because an answer depends on the clock or holds a secret.
 var reading = regexp.MustCompile(`^(Get|List|Watch|Read)`)
 
-// small are the names of what stays below 2^31, but for those in unbounded.
+// small are the names of what stays below 2^31, except those in unbounded.
 var small = regexp.MustCompile(`(^|_)(seq|epoch|count|fencing_token|attempts|attempt|index|ms|number|through)$`)
 
 var unbounded = map[protoreflect.FullName]string{ //nolint:gochecknoglobals // never changed

@@ -303,7 +303,7 @@ func status(t *testing.T, conn net.Conn) (int, string) {
 	return res.StatusCode, string(text)
 }
 
-// A body that does not arrive ends the call, whoever sends it and by whichever protocol, and a call that takes longer than that to
+// A body that does not arrive ends the call, for every caller and protocol, and a call that takes longer than that to
 // answer does not end.
 func TestAStalledBodyIsCutOff(t *testing.T) {
 	t.Parallel()

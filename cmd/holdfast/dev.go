@@ -105,7 +105,7 @@ type greeting struct {
 	API    string `json:"api"`
 	Tenant string `json:"tenant"`
 	Token  string `json:"token"`
-	// Console signs in whoever opens it first.
+	// Console is a link that signs in the first person who opens it.
 	Console string `json:"console"`
 	// Database is for tests, which make tenants of their own in it.
 	Database string `json:"database,omitempty"`

@@ -1,5 +1,5 @@
 // Everything that the page needs, in one process: Holdfast, the backend-for-frontend, and a Gemini Live without Google unless GEMINI_API_KEY has a key.
-import { spawn } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import type { IncomingMessage, ServerResponse } from "node:http";
 import { createInterface } from "node:readline";
@@ -11,12 +11,19 @@ import { script } from "./script.ts";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
 const key = process.env["GEMINI_API_KEY"];
-const binary = process.env["HOLDFAST_BIN"];
-const data = ["dev", "--json", "--addr", "127.0.0.1:0", "--data", fileURLToPath(new URL(".data", import.meta.url))];
-const server = binary
-  ? spawn(binary, data, { stdio: ["ignore", "pipe", "ignore"] })
-  : spawn("go", ["run", "./cmd/holdfast", ...data], { cwd: root, stdio: ["ignore", "pipe", "inherit"] });
+const here = fileURLToPath(new URL(".", import.meta.url));
+let binary = process.env["HOLDFAST_BIN"];
+if (!binary) {
+  binary = `${here}.data/holdfast`;
+  // Not `go run`: a signal to it does not reach what it runs.
+  const built = spawnSync("go", ["build", "-o", binary, "./cmd/holdfast"], { cwd: root, stdio: "inherit" });
+  if (built.status !== 0) throw new Error("holdfast was not built: install Go, or name a binary by HOLDFAST_BIN");
+}
+const server = spawn(binary, ["dev", "--json", "--addr", "127.0.0.1:0", "--data", `${here}.data`], {
+  stdio: ["ignore", "pipe", "inherit"],
+});
 process.once("exit", () => server.kill());
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.once(signal, () => process.exit());
 const [line] = (await Promise.race([
   once(createInterface(server.stdout), "line"),
   once(server, "exit").then(() => Promise.reject(new Error("holdfast did not start; name a binary by HOLDFAST_BIN"))),
@@ -87,7 +94,7 @@ async function answer(request: IncomingMessage, response: ServerResponse, next: 
 }
 
 const vite = await createServer({
-  root: fileURLToPath(new URL(".", import.meta.url)),
+  root: here,
   configFile: false,
   resolve: { dedupe: ["react", "react-dom"] },
   define: { "import.meta.env.GEMINI": JSON.stringify(fake ? fake.url : "") },

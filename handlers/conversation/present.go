@@ -76,7 +76,7 @@ func presentAppended(m *storev1.Message) *conversationv1.Message {
 	}
 }
 
-// storeMessage takes over the fields of a message that callers set, but for its token count.
+// storeMessage takes over the fields of a message that callers set, except its token count.
 func storeMessage(m *storev1.Message, from *conversationv1.Message) {
 	m.ClientMessageId, m.Role, m.Modality = from.GetClientMessageId(), storev1.Role(from.GetRole()), storev1.Modality(from.GetModality())
 	m.Status, m.Text, m.Parts = storev1.MessageStatus(from.GetStatus()), from.GetText(), storedParts(from.GetParts())
