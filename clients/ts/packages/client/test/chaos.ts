@@ -106,7 +106,8 @@ export async function chaos(api: string): Promise<Chaos> {
         const lines = [`HTTP/1.1 ${answer.statusCode} OK`];
         for (let i = 0; i < answer.rawHeaders.length; i += 2) lines.push(`${answer.rawHeaders[i]}: ${answer.rawHeaders[i + 1]}`);
         const head = Buffer.from(`${lines.join("\r\n")}\r\n\r\n`);
-        if (Number(n) >= head.length) return void req.socket.write(Buffer.concat([head, all]));
+        // Node does not see that this was an answer, and would hold back those to later calls on the same connection.
+        if (Number(n) >= head.length) return void req.socket.end(Buffer.concat([head, all]));
         req.socket.write(head.subarray(0, Number(n)), cut);
         return;
       }
