@@ -175,15 +175,23 @@ func (c *change) setState(v *structpb.Value, text string) error {
 	if err != nil {
 		return err
 	}
-	var members map[string]json.RawMessage
-	if first(value) != '{' || json.Unmarshal(value, &members) != nil {
+	if !setWhole(c.state, value) {
 		return problem.InvalidArgument("set_state_json", "is not an object, which a state is")
 	}
-	c.state.Fields = make(map[string]string, len(members))
-	for k, v := range members {
-		c.state.Fields[k] = string(v)
-	}
 	return nil
+}
+
+// setWhole sets all of a state, unless the value is no object.
+func setWhole(s state, value json.RawMessage) bool {
+	var members map[string]json.RawMessage
+	if first(value) != '{' || json.Unmarshal(value, &members) != nil {
+		return false
+	}
+	s.Fields = make(map[string]string, len(members))
+	for k, v := range members {
+		s.Fields[k] = string(v)
+	}
+	return true
 }
 
 func (c *change) setFields(i int, op *statev1.SetFields) error {

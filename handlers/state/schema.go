@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	jsonpatch "github.com/evanphx/json-patch/v5"
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"golang.org/x/text/language"
 	"golang.org/x/text/message"
@@ -24,6 +25,7 @@ type declared struct {
 
 	state       *jsonschema.Schema
 	collections map[string]*jsonschema.Schema
+	migrations  []jsonpatch.Patch
 }
 
 const (
@@ -35,7 +37,8 @@ const (
 
 // declare compiles what is declared.
 func declare(s *storev1.TypeState) (*declared, error) {
-	d, err := &declared{TypeState: s, collections: map[string]*jsonschema.Schema{}}, error(nil)
+	var err error
+	d := &declared{TypeState: s, collections: map[string]*jsonschema.Schema{}}
 	if s.GetStateSchema() != nil {
 		if d.state, err = compile(s.GetStateSchema()); err != nil {
 			return nil, problem.InvalidArgument("type.state_schema", err.Error())
@@ -46,8 +49,45 @@ func declare(s *storev1.TypeState) (*declared, error) {
 			return nil, problem.InvalidArgument("type.collection_schemas["+name+"]", err.Error())
 		}
 	}
+	for i, migration := range s.GetMigrations() {
+		patch, j, err := patchOf(migration)
+		if err != nil {
+			return nil, problem.InvalidArgument(fmt.Sprintf("type.migrations[%d].patch[%d]", i, j), err.Error())
+		}
+		d.migrations = append(d.migrations, patch)
+	}
 	return d, nil
 }
+
+// patchOf is a migration that can be applied, or the number of the operation that is none.
+func patchOf(m *storev1.Migration) (out jsonpatch.Patch, i int, err error) {
+	for i, operation := range m.GetPatch() {
+		text, err := textOf(structpb.NewStructValue(operation))
+		if err != nil {
+			return nil, i, err
+		}
+		one, err := jsonpatch.DecodePatch(slices.Concat([]byte("["), text, []byte("]")))
+		if err != nil {
+			return nil, i, fmt.Errorf("is no operation of a JSON Patch: %w", err)
+		}
+		out = append(out, one...)
+	}
+	return out, 0, nil
+}
+
+// migrate makes a state what its type's migrations make of it, once each. One that does not apply to it leaves it as it is.
+func (d *declared) migrate(s state) {
+	for s.GetMigrated() < d.newest() {
+		patch := d.migrations[s.GetMigrated()]
+		s.Migrated++
+		if text, err := patch.ApplyWithOptions(whole(s), &jsonpatch.ApplyOptions{AccumulatedCopySizeLimit: maxState}); err == nil && len(text) <= maxState {
+			_ = setWhole(s, text) // where it is no object any more, it stays
+		}
+	}
+}
+
+// newest is how many migrations a new state counts as having had.
+func (d *declared) newest() int32 { return int32(len(d.migrations)) } //nolint:gosec // few
 
 // compile makes a schema that reaches nothing but itself and the drafts, which the library has.
 func compile(schema *structpb.Struct) (*jsonschema.Schema, error) {

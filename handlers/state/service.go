@@ -21,8 +21,8 @@ import (
 	"holdfast/object"
 )
 
-// present is an object as callers see it.
-func present(i object.Info, s state, withState bool) *statev1.Object {
+// present is an object of a type as callers see it.
+func present(as *declared, i object.Info, s state, withState bool) *statev1.Object {
 	owner := s.GetOwner()
 	o := &statev1.Object{
 		Ref: &statev1.Ref{Type: s.GetType(), Name: s.GetName(), Owner: &owner}, Owner: string(i.Owner), Version: int64(i.Version),
@@ -42,6 +42,10 @@ func present(i object.Info, s state, withState bool) *statev1.Object {
 		o.Timers[name] = shownTimer(t)
 	}
 	if withState {
+		if s.GetMigrated() < as.newest() {
+			s = proto.CloneOf(s)
+			as.migrate(s)
+		}
 		text := whole(s)
 		if v := valueOf(text); v != nil {
 			o.State = v.GetStructValue()
@@ -171,8 +175,14 @@ func (m *Manager) applying(ctx context.Context, req *statev1.ApplyRequest, room 
 		opts = append(opts, object.Upsert())
 	}
 	return applying{of, func(tx *object.Tx[state]) (*statev1.ApplyResponse, error) {
-		s, was, existed := tx.State(), proto.CloneOf(tx.State()), tx.Exists()
+		s, existed := tx.State(), tx.Exists()
 		s.Type, s.Name, s.Owner = of.kind, of.name, string(of.owner)
+		if existed {
+			as.migrate(s)
+		} else {
+			s.Migrated = as.newest()
+		}
+		was := proto.CloneOf(s)
 		if err := mergeLabels(s, req.GetLabels()); err != nil {
 			return nil, err
 		}
@@ -392,7 +402,11 @@ func (m *Manager) readNewest(ctx context.Context, read *statev1.ReadOne) (*state
 	if !absent && (err != nil || !ok) {
 		return nil, err
 	}
-	o := seen(of, read, s, !absent)
+	as, err := m.types.of(ctx, of.kind)
+	if err != nil {
+		return nil, err
+	}
+	o := seen(of, as, read, s, !absent)
 	if limit > 0 {
 		room := object.Room{Bytes: max(1, object.AnswerBytes-rpc.AnswerSize(o))}
 		o.Pages = []*statev1.Page{pages{query: q, limit: limit, parts: []*object.EntriesPage{{Entries: last}}}.page(&room)}
@@ -401,7 +415,7 @@ func (m *Manager) readNewest(ctx context.Context, read *statev1.ReadOne) (*state
 }
 
 // seen is an object as a read shows it, without pages.
-func seen(of address, read *statev1.ReadOne, s object.Snapshot[state], found bool) *statev1.Object {
+func seen(of address, as *declared, read *statev1.ReadOne, s object.Snapshot[state], found bool) *statev1.Object {
 	owner := string(of.owner)
 	o := &statev1.Object{Ref: &statev1.Ref{Type: of.kind, Name: of.name, Owner: &owner}, Absent: !found}
 	switch {
@@ -409,7 +423,7 @@ func seen(of address, read *statev1.ReadOne, s object.Snapshot[state], found boo
 	case read.IfVersionNot != nil && read.GetIfVersionNot() == int64(s.Version): //nolint:protogetter // unset is no condition
 		o.NotModified, o.Version = true, int64(s.Version)
 	default:
-		return present(s.Info, s.State, !read.GetWithoutState())
+		return present(as, s.Info, s.State, !read.GetWithoutState())
 	}
 	return o
 }
@@ -449,7 +463,11 @@ func (m *Manager) Read(ctx context.Context, req *statev1.ReadRequest) (*statev1.
 	}
 	res, states := &statev1.ReadResponse{}, 0
 	for i, read := range req.GetReads() {
-		o := seen(all[i].of, read, all[i].view.Snapshot, all[i].view.Found)
+		as, err := m.types.of(ctx, all[i].of.kind)
+		if err != nil {
+			return nil, err
+		}
+		o := seen(all[i].of, as, read, all[i].view.Snapshot, all[i].view.Found)
 		if !o.GetAbsent() && !o.GetNotModified() {
 			size := rpc.AnswerSize(o)
 			if states += size; i > 0 && states > object.AnswerBytes {
@@ -487,7 +505,13 @@ func (m *Manager) ListStates(ctx context.Context, req *statev1.ListStatesRequest
 		}
 		return true
 	}
-	item := func(s object.Snapshot[state]) *statev1.Object { return present(s.Info, s.State, req.GetWithState()) }
+	as, err := m.types.of(ctx, f.GetType())
+	if err != nil {
+		return nil, err
+	}
+	item := func(s object.Snapshot[state]) *statev1.Object {
+		return present(as, s.Info, s.State, req.GetWithState())
+	}
 	if req.GetByName() {
 		return m.listByName(ctx, req, address{f.GetType(), f.GetNamePrefix(), owner}, match, item)
 	}
@@ -551,7 +575,11 @@ func (m *Manager) ForkState(ctx context.Context, req *statev1.ForkStateRequest) 
 	if err != nil {
 		return nil, err
 	}
-	to, _, err := m.resolveChanged(ctx, req.GetNewRef())
+	was, err := m.types.of(ctx, from.kind)
+	if err != nil {
+		return nil, err
+	}
+	to, as, err := m.resolveChanged(ctx, req.GetNewRef())
 	if err != nil {
 		return nil, err
 	}
@@ -572,7 +600,9 @@ func (m *Manager) ForkState(ctx context.Context, req *statev1.ForkStateRequest) 
 			return nil, err
 		}
 		s := tx.State()
+		was.migrate(s)
 		s.Type, s.Name, s.Owner, s.Timers = to.kind, to.name, string(to.owner), nil
+		s.Migrated = as.newest()
 		if err := mergeLabels(s, req.GetLabels()); err != nil {
 			return nil, err
 		}
@@ -582,7 +612,7 @@ func (m *Manager) ForkState(ctx context.Context, req *statev1.ForkStateRequest) 
 				txEntries{tx}.remove(t.GetCollection(), f.key)
 			}
 		}
-		return &statev1.ForkStateResponse{Object: present(tx.Info(), s, true)}, nil
+		return &statev1.ForkStateResponse{Object: present(as, tx.Info(), s, true)}, nil
 	}, object.Create(), object.OwnedBy(to.owner))
 	return res, to.named(outOfReach(err, at))
 }

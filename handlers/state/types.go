@@ -3,6 +3,8 @@ package state
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -10,6 +12,7 @@ import (
 
 	statev1 "holdfast/gen/holdfast/state/v1"
 	storev1 "holdfast/gen/holdfast/store/state/v1"
+	"holdfast/handlers/problem"
 	"holdfast/handlers/rpc"
 	"holdfast/identity"
 	"holdfast/object"
@@ -110,6 +113,10 @@ func (m *Manager) PutType(ctx context.Context, req *statev1.PutTypeRequest) (*st
 	}
 	name := req.GetType().GetType()
 	res, err := object.Do(ctx, m.types.kind, object.ID(name), req, func(tx *object.Tx[*storev1.TypeState]) (*statev1.PutTypeResponse, error) {
+		before := tx.State().GetMigrations()
+		if n := len(before); len(is.GetMigrations()) < n || !slices.EqualFunc(before, is.GetMigrations()[:n], func(a, b *storev1.Migration) bool { return proto.Equal(a, b) }) {
+			return nil, problem.InvalidArgument("type.migrations", fmt.Sprintf("do not begin with the %d of before, which states may have had", n))
+		}
 		if tx.Exists() && proto.Equal(tx.State(), is) {
 			tx.Unchanged()
 		}

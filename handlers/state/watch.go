@@ -51,9 +51,16 @@ func (m *Manager) follow(ctx context.Context, item *watchv1.Item, tell watch.Tel
 		}
 		return nil
 	}
+	as, err := m.types.of(ctx, of.kind)
+	if err != nil {
+		return err
+	}
 	return watch.ObjectFrom(ctx, m.kind, id, begin, item, tell, func(c *object.Change[state]) *watchv1.WatchResponse {
+		if is, err := m.types.of(ctx, of.kind); err == nil { // else what it was before
+			as = is
+		}
 		change := watch.Change(c)
-		change.Put = []*watchv1.Thing{{Key: "object", Thing: &watchv1.Thing_Object{Object: present(c.Info, c.State, true)}}}
+		change.Put = []*watchv1.Thing{{Key: "object", Thing: &watchv1.Thing_Object{Object: present(as, c.Info, c.State, true)}}}
 		for _, e := range c.Entries {
 			collection, key := spelt(e.Key)
 			if _, ok := limits[collection]; !ok || e.Collection != inEntries {

@@ -3266,8 +3266,11 @@ type Type struct {
 	Ttl *durationpb.Duration `protobuf:"bytes,9,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// True: users change the objects of the whole tenant too, and not only services. They do not delete them.
 	UsersChangeShared bool `protobuf:"varint,10,opt,name=users_change_shared,json=usersChangeShared,proto3" json:"users_change_shared,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// How states that are stored become what a newer schema wants, the oldest first. A declaration that is put again has those of before
+	// first; it may add to them. Each state counts those it has had, also when its type is deleted and declared anew.
+	Migrations    []*Migration `protobuf:"bytes,11,rep,name=migrations,proto3" json:"migrations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Type) Reset() {
@@ -3370,6 +3373,60 @@ func (x *Type) GetUsersChangeShared() bool {
 	return false
 }
 
+func (x *Type) GetMigrations() []*Migration {
+	if x != nil {
+		return x.Migrations
+	}
+	return nil
+}
+
+// Migration is one change of all the states of a type. States are read with it from then on, and stored with it when they change next.
+// One to which it does not apply as a whole stays as it is.
+type Migration struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A JSON Patch (RFC 6902), an operation each: `{"op": "move", "from": "/sum", "path": "/total"}`. A `test` says which states it is for.
+	Patch         []*structpb.Struct `protobuf:"bytes,1,rep,name=patch,proto3" json:"patch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Migration) Reset() {
+	*x = Migration{}
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Migration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Migration) ProtoMessage() {}
+
+func (x *Migration) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Migration.ProtoReflect.Descriptor instead.
+func (*Migration) Descriptor() ([]byte, []int) {
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *Migration) GetPatch() []*structpb.Struct {
+	if x != nil {
+		return x.Patch
+	}
+	return nil
+}
+
 // PutTypeRequest asks to declare a type.
 type PutTypeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3385,7 +3442,7 @@ type PutTypeRequest struct {
 
 func (x *PutTypeRequest) Reset() {
 	*x = PutTypeRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[38]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3397,7 +3454,7 @@ func (x *PutTypeRequest) String() string {
 func (*PutTypeRequest) ProtoMessage() {}
 
 func (x *PutTypeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[38]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3410,7 +3467,7 @@ func (x *PutTypeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTypeRequest.ProtoReflect.Descriptor instead.
 func (*PutTypeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{38}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PutTypeRequest) GetRequestId() string {
@@ -3445,7 +3502,7 @@ type PutTypeResponse struct {
 
 func (x *PutTypeResponse) Reset() {
 	*x = PutTypeResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[39]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3457,7 +3514,7 @@ func (x *PutTypeResponse) String() string {
 func (*PutTypeResponse) ProtoMessage() {}
 
 func (x *PutTypeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[39]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3470,7 +3527,7 @@ func (x *PutTypeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutTypeResponse.ProtoReflect.Descriptor instead.
 func (*PutTypeResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{39}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PutTypeResponse) GetType() *Type {
@@ -3493,7 +3550,7 @@ type ListTypesRequest struct {
 
 func (x *ListTypesRequest) Reset() {
 	*x = ListTypesRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[40]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3505,7 +3562,7 @@ func (x *ListTypesRequest) String() string {
 func (*ListTypesRequest) ProtoMessage() {}
 
 func (x *ListTypesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[40]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3518,7 +3575,7 @@ func (x *ListTypesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTypesRequest.ProtoReflect.Descriptor instead.
 func (*ListTypesRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{40}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListTypesRequest) GetPageSize() int32 {
@@ -3548,7 +3605,7 @@ type ListTypesResponse struct {
 
 func (x *ListTypesResponse) Reset() {
 	*x = ListTypesResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[41]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3560,7 +3617,7 @@ func (x *ListTypesResponse) String() string {
 func (*ListTypesResponse) ProtoMessage() {}
 
 func (x *ListTypesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[41]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3573,7 +3630,7 @@ func (x *ListTypesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTypesResponse.ProtoReflect.Descriptor instead.
 func (*ListTypesResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{41}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListTypesResponse) GetNextPageToken() string {
@@ -3605,7 +3662,7 @@ type DeleteTypeRequest struct {
 
 func (x *DeleteTypeRequest) Reset() {
 	*x = DeleteTypeRequest{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[42]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3617,7 +3674,7 @@ func (x *DeleteTypeRequest) String() string {
 func (*DeleteTypeRequest) ProtoMessage() {}
 
 func (x *DeleteTypeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[42]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3630,7 +3687,7 @@ func (x *DeleteTypeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTypeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTypeRequest) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{42}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DeleteTypeRequest) GetRequestId() string {
@@ -3667,7 +3724,7 @@ type DeleteTypeResponse struct {
 
 func (x *DeleteTypeResponse) Reset() {
 	*x = DeleteTypeResponse{}
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[43]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3679,7 +3736,7 @@ func (x *DeleteTypeResponse) String() string {
 func (*DeleteTypeResponse) ProtoMessage() {}
 
 func (x *DeleteTypeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_holdfast_state_v1_service_proto_msgTypes[43]
+	mi := &file_holdfast_state_v1_service_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3692,7 +3749,7 @@ func (x *DeleteTypeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTypeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTypeResponse) Descriptor() ([]byte, []int) {
-	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{43}
+	return file_holdfast_state_v1_service_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DeleteTypeResponse) GetExisted() bool {
@@ -4011,7 +4068,7 @@ const file_holdfast_state_v1_service_proto_rawDesc = "" +
 	"TakenTimer\x12(\n" +
 	"\x03ref\x18\x01 \x01(\v2\x16.holdfast.state.v1.RefR\x03ref\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12.\n" +
-	"\x05timer\x18\x03 \x01(\v2\x18.holdfast.state.v1.TimerR\x05timer\"\xc2\x05\n" +
+	"\x05timer\x18\x03 \x01(\v2\x18.holdfast.state.v1.TimerR\x05timer\"\x8a\x06\n" +
 	"\x04Type\x123\n" +
 	"\x04type\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[a-z][a-z0-9._-]{0,63}$R\x04type\x12\x1e\n" +
 	"\x05owner\x18\x02 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\x05owner\x12\x18\n" +
@@ -4026,10 +4083,16 @@ const file_holdfast_state_v1_service_proto_rawDesc = "" +
 	"\x12collection_schemas\x18\b \x03(\v2..holdfast.state.v1.Type.CollectionSchemasEntryB&\xbaH#\x9a\x01 \x10 \"\x1cr\x1a2\x18^[a-z][a-z0-9._-]{0,63}$R\x11collectionSchemas\x12A\n" +
 	"\x03ttl\x18\t \x01(\v2\x19.google.protobuf.DurationB\x14\xbaH\x11\xaa\x01\x0e\"\x06\b\x80\x86\xb0\x96\x012\x04\b\x80\xa3\x05R\x03ttl\x12.\n" +
 	"\x13users_change_shared\x18\n" +
-	" \x01(\bR\x11usersChangeShared\x1a]\n" +
+	" \x01(\bR\x11usersChangeShared\x12F\n" +
+	"\n" +
+	"migrations\x18\v \x03(\v2\x1c.holdfast.state.v1.MigrationB\b\xbaH\x05\x92\x01\x02\x102R\n" +
+	"migrations\x1a]\n" +
 	"\x16CollectionSchemasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
-	"\x05value\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x05value:\x028\x01\"\xaa\x01\n" +
+	"\x05value\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x05value:\x028\x01\"F\n" +
+	"\tMigration\x129\n" +
+	"\x05patch\x18\x01 \x03(\v2\x17.google.protobuf.StructB\n" +
+	"\xbaH\a\x92\x01\x04\b\x01\x10dR\x05patch\"\xaa\x01\n" +
 	"\x0ePutTypeRequest\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03(\x80\x01R\trequestId\x12+\n" +
@@ -4091,7 +4154,7 @@ func file_holdfast_state_v1_service_proto_rawDescGZIP() []byte {
 }
 
 var file_holdfast_state_v1_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_holdfast_state_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_holdfast_state_v1_service_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_holdfast_state_v1_service_proto_goTypes = []any{
 	(OnExists)(0),                 // 0: holdfast.state.v1.OnExists
 	(*Ref)(nil),                   // 1: holdfast.state.v1.Ref
@@ -4132,52 +4195,53 @@ var file_holdfast_state_v1_service_proto_goTypes = []any{
 	(*TakeTimersResponse)(nil),    // 36: holdfast.state.v1.TakeTimersResponse
 	(*TakenTimer)(nil),            // 37: holdfast.state.v1.TakenTimer
 	(*Type)(nil),                  // 38: holdfast.state.v1.Type
-	(*PutTypeRequest)(nil),        // 39: holdfast.state.v1.PutTypeRequest
-	(*PutTypeResponse)(nil),       // 40: holdfast.state.v1.PutTypeResponse
-	(*ListTypesRequest)(nil),      // 41: holdfast.state.v1.ListTypesRequest
-	(*ListTypesResponse)(nil),     // 42: holdfast.state.v1.ListTypesResponse
-	(*DeleteTypeRequest)(nil),     // 43: holdfast.state.v1.DeleteTypeRequest
-	(*DeleteTypeResponse)(nil),    // 44: holdfast.state.v1.DeleteTypeResponse
-	nil,                           // 45: holdfast.state.v1.Object.LabelsEntry
-	nil,                           // 46: holdfast.state.v1.Object.LeasesEntry
-	nil,                           // 47: holdfast.state.v1.Object.TimersEntry
-	nil,                           // 48: holdfast.state.v1.Entry.LabelsEntry
-	nil,                           // 49: holdfast.state.v1.ApplyRequest.LabelsEntry
-	nil,                           // 50: holdfast.state.v1.SetFields.FieldsEntry
-	nil,                           // 51: holdfast.state.v1.SetFields.FieldsJsonEntry
-	nil,                           // 52: holdfast.state.v1.StateFilter.LabelsEntry
-	nil,                           // 53: holdfast.state.v1.ForkStateRequest.LabelsEntry
-	nil,                           // 54: holdfast.state.v1.Type.CollectionSchemasEntry
-	(*timestamppb.Timestamp)(nil), // 55: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 56: google.protobuf.Struct
-	(*v1.Lease)(nil),              // 57: holdfast.type.v1.Lease
-	(*structpb.Value)(nil),        // 58: google.protobuf.Value
-	(*durationpb.Duration)(nil),   // 59: google.protobuf.Duration
+	(*Migration)(nil),             // 39: holdfast.state.v1.Migration
+	(*PutTypeRequest)(nil),        // 40: holdfast.state.v1.PutTypeRequest
+	(*PutTypeResponse)(nil),       // 41: holdfast.state.v1.PutTypeResponse
+	(*ListTypesRequest)(nil),      // 42: holdfast.state.v1.ListTypesRequest
+	(*ListTypesResponse)(nil),     // 43: holdfast.state.v1.ListTypesResponse
+	(*DeleteTypeRequest)(nil),     // 44: holdfast.state.v1.DeleteTypeRequest
+	(*DeleteTypeResponse)(nil),    // 45: holdfast.state.v1.DeleteTypeResponse
+	nil,                           // 46: holdfast.state.v1.Object.LabelsEntry
+	nil,                           // 47: holdfast.state.v1.Object.LeasesEntry
+	nil,                           // 48: holdfast.state.v1.Object.TimersEntry
+	nil,                           // 49: holdfast.state.v1.Entry.LabelsEntry
+	nil,                           // 50: holdfast.state.v1.ApplyRequest.LabelsEntry
+	nil,                           // 51: holdfast.state.v1.SetFields.FieldsEntry
+	nil,                           // 52: holdfast.state.v1.SetFields.FieldsJsonEntry
+	nil,                           // 53: holdfast.state.v1.StateFilter.LabelsEntry
+	nil,                           // 54: holdfast.state.v1.ForkStateRequest.LabelsEntry
+	nil,                           // 55: holdfast.state.v1.Type.CollectionSchemasEntry
+	(*timestamppb.Timestamp)(nil), // 56: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 57: google.protobuf.Struct
+	(*v1.Lease)(nil),              // 58: holdfast.type.v1.Lease
+	(*structpb.Value)(nil),        // 59: google.protobuf.Value
+	(*durationpb.Duration)(nil),   // 60: google.protobuf.Duration
 }
 var file_holdfast_state_v1_service_proto_depIdxs = []int32{
 	1,  // 0: holdfast.state.v1.Object.ref:type_name -> holdfast.state.v1.Ref
-	55, // 1: holdfast.state.v1.Object.create_time:type_name -> google.protobuf.Timestamp
-	55, // 2: holdfast.state.v1.Object.update_time:type_name -> google.protobuf.Timestamp
-	55, // 3: holdfast.state.v1.Object.expire_time:type_name -> google.protobuf.Timestamp
-	45, // 4: holdfast.state.v1.Object.labels:type_name -> holdfast.state.v1.Object.LabelsEntry
-	56, // 5: holdfast.state.v1.Object.state:type_name -> google.protobuf.Struct
+	56, // 1: holdfast.state.v1.Object.create_time:type_name -> google.protobuf.Timestamp
+	56, // 2: holdfast.state.v1.Object.update_time:type_name -> google.protobuf.Timestamp
+	56, // 3: holdfast.state.v1.Object.expire_time:type_name -> google.protobuf.Timestamp
+	46, // 4: holdfast.state.v1.Object.labels:type_name -> holdfast.state.v1.Object.LabelsEntry
+	57, // 5: holdfast.state.v1.Object.state:type_name -> google.protobuf.Struct
 	4,  // 6: holdfast.state.v1.Object.pages:type_name -> holdfast.state.v1.Page
-	46, // 7: holdfast.state.v1.Object.leases:type_name -> holdfast.state.v1.Object.LeasesEntry
-	47, // 8: holdfast.state.v1.Object.timers:type_name -> holdfast.state.v1.Object.TimersEntry
-	55, // 9: holdfast.state.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
-	55, // 10: holdfast.state.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
-	57, // 11: holdfast.state.v1.Timer.lease:type_name -> holdfast.type.v1.Lease
+	47, // 7: holdfast.state.v1.Object.leases:type_name -> holdfast.state.v1.Object.LeasesEntry
+	48, // 8: holdfast.state.v1.Object.timers:type_name -> holdfast.state.v1.Object.TimersEntry
+	56, // 9: holdfast.state.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
+	56, // 10: holdfast.state.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
+	58, // 11: holdfast.state.v1.Timer.lease:type_name -> holdfast.type.v1.Lease
 	5,  // 12: holdfast.state.v1.Page.entries:type_name -> holdfast.state.v1.Entry
-	58, // 13: holdfast.state.v1.Entry.json:type_name -> google.protobuf.Value
-	48, // 14: holdfast.state.v1.Entry.labels:type_name -> holdfast.state.v1.Entry.LabelsEntry
+	59, // 13: holdfast.state.v1.Entry.json:type_name -> google.protobuf.Value
+	49, // 14: holdfast.state.v1.Entry.labels:type_name -> holdfast.state.v1.Entry.LabelsEntry
 	1,  // 15: holdfast.state.v1.ApplyRequest.ref:type_name -> holdfast.state.v1.Ref
 	11, // 16: holdfast.state.v1.ApplyRequest.operations:type_name -> holdfast.state.v1.Operation
-	49, // 17: holdfast.state.v1.ApplyRequest.labels:type_name -> holdfast.state.v1.ApplyRequest.LabelsEntry
-	59, // 18: holdfast.state.v1.ApplyRequest.ttl:type_name -> google.protobuf.Duration
+	50, // 17: holdfast.state.v1.ApplyRequest.labels:type_name -> holdfast.state.v1.ApplyRequest.LabelsEntry
+	60, // 18: holdfast.state.v1.ApplyRequest.ttl:type_name -> google.protobuf.Duration
 	22, // 19: holdfast.state.v1.ApplyResponse.results:type_name -> holdfast.state.v1.Result
 	7,  // 20: holdfast.state.v1.ApplyTogetherRequest.changes:type_name -> holdfast.state.v1.ApplyRequest
 	8,  // 21: holdfast.state.v1.ApplyTogetherResponse.changes:type_name -> holdfast.state.v1.ApplyResponse
-	56, // 22: holdfast.state.v1.Operation.set_state:type_name -> google.protobuf.Struct
+	57, // 22: holdfast.state.v1.Operation.set_state:type_name -> google.protobuf.Struct
 	12, // 23: holdfast.state.v1.Operation.set_fields:type_name -> holdfast.state.v1.SetFields
 	13, // 24: holdfast.state.v1.Operation.increment:type_name -> holdfast.state.v1.Increment
 	5,  // 25: holdfast.state.v1.Operation.append:type_name -> holdfast.state.v1.Entry
@@ -4187,78 +4251,80 @@ var file_holdfast_state_v1_service_proto_depIdxs = []int32{
 	18, // 29: holdfast.state.v1.Operation.lease:type_name -> holdfast.state.v1.TakeLease
 	19, // 30: holdfast.state.v1.Operation.set_timer:type_name -> holdfast.state.v1.SetTimer
 	20, // 31: holdfast.state.v1.Operation.finish_timer:type_name -> holdfast.state.v1.FinishTimer
-	50, // 32: holdfast.state.v1.SetFields.fields:type_name -> holdfast.state.v1.SetFields.FieldsEntry
-	51, // 33: holdfast.state.v1.SetFields.fields_json:type_name -> holdfast.state.v1.SetFields.FieldsJsonEntry
+	51, // 32: holdfast.state.v1.SetFields.fields:type_name -> holdfast.state.v1.SetFields.FieldsEntry
+	52, // 33: holdfast.state.v1.SetFields.fields_json:type_name -> holdfast.state.v1.SetFields.FieldsJsonEntry
 	5,  // 34: holdfast.state.v1.Put.entry:type_name -> holdfast.state.v1.Entry
 	0,  // 35: holdfast.state.v1.Put.on_exists:type_name -> holdfast.state.v1.OnExists
-	58, // 36: holdfast.state.v1.Expect.json:type_name -> google.protobuf.Value
+	59, // 36: holdfast.state.v1.Expect.json:type_name -> google.protobuf.Value
 	17, // 37: holdfast.state.v1.Expect.last:type_name -> holdfast.state.v1.Last
 	5,  // 38: holdfast.state.v1.Last.entries:type_name -> holdfast.state.v1.Entry
-	59, // 39: holdfast.state.v1.TakeLease.duration:type_name -> google.protobuf.Duration
-	55, // 40: holdfast.state.v1.SetTimer.due_time:type_name -> google.protobuf.Timestamp
-	59, // 41: holdfast.state.v1.SetTimer.due_in:type_name -> google.protobuf.Duration
-	59, // 42: holdfast.state.v1.FinishTimer.extend:type_name -> google.protobuf.Duration
+	60, // 39: holdfast.state.v1.TakeLease.duration:type_name -> google.protobuf.Duration
+	56, // 40: holdfast.state.v1.SetTimer.due_time:type_name -> google.protobuf.Timestamp
+	60, // 41: holdfast.state.v1.SetTimer.due_in:type_name -> google.protobuf.Duration
+	60, // 42: holdfast.state.v1.FinishTimer.extend:type_name -> google.protobuf.Duration
 	21, // 43: holdfast.state.v1.FinishTimer.failed:type_name -> holdfast.state.v1.TimerFailure
-	59, // 44: holdfast.state.v1.TimerFailure.retry_after:type_name -> google.protobuf.Duration
+	60, // 44: holdfast.state.v1.TimerFailure.retry_after:type_name -> google.protobuf.Duration
 	5,  // 45: holdfast.state.v1.Result.deleted:type_name -> holdfast.state.v1.Entry
-	57, // 46: holdfast.state.v1.Result.lease:type_name -> holdfast.type.v1.Lease
+	58, // 46: holdfast.state.v1.Result.lease:type_name -> holdfast.type.v1.Lease
 	24, // 47: holdfast.state.v1.ReadRequest.reads:type_name -> holdfast.state.v1.ReadOne
 	1,  // 48: holdfast.state.v1.ReadOne.ref:type_name -> holdfast.state.v1.Ref
 	25, // 49: holdfast.state.v1.ReadOne.queries:type_name -> holdfast.state.v1.Query
 	6,  // 50: holdfast.state.v1.Query.label:type_name -> holdfast.state.v1.Label
 	2,  // 51: holdfast.state.v1.ReadResponse.objects:type_name -> holdfast.state.v1.Object
-	52, // 52: holdfast.state.v1.StateFilter.labels:type_name -> holdfast.state.v1.StateFilter.LabelsEntry
+	53, // 52: holdfast.state.v1.StateFilter.labels:type_name -> holdfast.state.v1.StateFilter.LabelsEntry
 	27, // 53: holdfast.state.v1.ListStatesRequest.filter:type_name -> holdfast.state.v1.StateFilter
 	2,  // 54: holdfast.state.v1.ListStatesResponse.objects:type_name -> holdfast.state.v1.Object
 	1,  // 55: holdfast.state.v1.DeleteStateRequest.ref:type_name -> holdfast.state.v1.Ref
 	1,  // 56: holdfast.state.v1.ForkStateRequest.ref:type_name -> holdfast.state.v1.Ref
 	33, // 57: holdfast.state.v1.ForkStateRequest.through:type_name -> holdfast.state.v1.EntryRef
 	1,  // 58: holdfast.state.v1.ForkStateRequest.new_ref:type_name -> holdfast.state.v1.Ref
-	53, // 59: holdfast.state.v1.ForkStateRequest.labels:type_name -> holdfast.state.v1.ForkStateRequest.LabelsEntry
+	54, // 59: holdfast.state.v1.ForkStateRequest.labels:type_name -> holdfast.state.v1.ForkStateRequest.LabelsEntry
 	2,  // 60: holdfast.state.v1.ForkStateResponse.object:type_name -> holdfast.state.v1.Object
-	59, // 61: holdfast.state.v1.TakeTimersRequest.lease_duration:type_name -> google.protobuf.Duration
-	59, // 62: holdfast.state.v1.TakeTimersRequest.wait:type_name -> google.protobuf.Duration
+	60, // 61: holdfast.state.v1.TakeTimersRequest.lease_duration:type_name -> google.protobuf.Duration
+	60, // 62: holdfast.state.v1.TakeTimersRequest.wait:type_name -> google.protobuf.Duration
 	37, // 63: holdfast.state.v1.TakeTimersResponse.timers:type_name -> holdfast.state.v1.TakenTimer
 	1,  // 64: holdfast.state.v1.TakenTimer.ref:type_name -> holdfast.state.v1.Ref
 	3,  // 65: holdfast.state.v1.TakenTimer.timer:type_name -> holdfast.state.v1.Timer
-	55, // 66: holdfast.state.v1.Type.create_time:type_name -> google.protobuf.Timestamp
-	55, // 67: holdfast.state.v1.Type.update_time:type_name -> google.protobuf.Timestamp
-	55, // 68: holdfast.state.v1.Type.expire_time:type_name -> google.protobuf.Timestamp
-	56, // 69: holdfast.state.v1.Type.state_schema:type_name -> google.protobuf.Struct
-	54, // 70: holdfast.state.v1.Type.collection_schemas:type_name -> holdfast.state.v1.Type.CollectionSchemasEntry
-	59, // 71: holdfast.state.v1.Type.ttl:type_name -> google.protobuf.Duration
-	38, // 72: holdfast.state.v1.PutTypeRequest.type:type_name -> holdfast.state.v1.Type
-	38, // 73: holdfast.state.v1.PutTypeResponse.type:type_name -> holdfast.state.v1.Type
-	38, // 74: holdfast.state.v1.ListTypesResponse.types:type_name -> holdfast.state.v1.Type
-	57, // 75: holdfast.state.v1.Object.LeasesEntry.value:type_name -> holdfast.type.v1.Lease
-	3,  // 76: holdfast.state.v1.Object.TimersEntry.value:type_name -> holdfast.state.v1.Timer
-	58, // 77: holdfast.state.v1.SetFields.FieldsEntry.value:type_name -> google.protobuf.Value
-	56, // 78: holdfast.state.v1.Type.CollectionSchemasEntry.value:type_name -> google.protobuf.Struct
-	7,  // 79: holdfast.state.v1.StateService.Apply:input_type -> holdfast.state.v1.ApplyRequest
-	9,  // 80: holdfast.state.v1.StateService.ApplyTogether:input_type -> holdfast.state.v1.ApplyTogetherRequest
-	23, // 81: holdfast.state.v1.StateService.Read:input_type -> holdfast.state.v1.ReadRequest
-	28, // 82: holdfast.state.v1.StateService.ListStates:input_type -> holdfast.state.v1.ListStatesRequest
-	30, // 83: holdfast.state.v1.StateService.DeleteState:input_type -> holdfast.state.v1.DeleteStateRequest
-	32, // 84: holdfast.state.v1.StateService.ForkState:input_type -> holdfast.state.v1.ForkStateRequest
-	35, // 85: holdfast.state.v1.StateService.TakeTimers:input_type -> holdfast.state.v1.TakeTimersRequest
-	39, // 86: holdfast.state.v1.StateService.PutType:input_type -> holdfast.state.v1.PutTypeRequest
-	41, // 87: holdfast.state.v1.StateService.ListTypes:input_type -> holdfast.state.v1.ListTypesRequest
-	43, // 88: holdfast.state.v1.StateService.DeleteType:input_type -> holdfast.state.v1.DeleteTypeRequest
-	8,  // 89: holdfast.state.v1.StateService.Apply:output_type -> holdfast.state.v1.ApplyResponse
-	10, // 90: holdfast.state.v1.StateService.ApplyTogether:output_type -> holdfast.state.v1.ApplyTogetherResponse
-	26, // 91: holdfast.state.v1.StateService.Read:output_type -> holdfast.state.v1.ReadResponse
-	29, // 92: holdfast.state.v1.StateService.ListStates:output_type -> holdfast.state.v1.ListStatesResponse
-	31, // 93: holdfast.state.v1.StateService.DeleteState:output_type -> holdfast.state.v1.DeleteStateResponse
-	34, // 94: holdfast.state.v1.StateService.ForkState:output_type -> holdfast.state.v1.ForkStateResponse
-	36, // 95: holdfast.state.v1.StateService.TakeTimers:output_type -> holdfast.state.v1.TakeTimersResponse
-	40, // 96: holdfast.state.v1.StateService.PutType:output_type -> holdfast.state.v1.PutTypeResponse
-	42, // 97: holdfast.state.v1.StateService.ListTypes:output_type -> holdfast.state.v1.ListTypesResponse
-	44, // 98: holdfast.state.v1.StateService.DeleteType:output_type -> holdfast.state.v1.DeleteTypeResponse
-	89, // [89:99] is the sub-list for method output_type
-	79, // [79:89] is the sub-list for method input_type
-	79, // [79:79] is the sub-list for extension type_name
-	79, // [79:79] is the sub-list for extension extendee
-	0,  // [0:79] is the sub-list for field type_name
+	56, // 66: holdfast.state.v1.Type.create_time:type_name -> google.protobuf.Timestamp
+	56, // 67: holdfast.state.v1.Type.update_time:type_name -> google.protobuf.Timestamp
+	56, // 68: holdfast.state.v1.Type.expire_time:type_name -> google.protobuf.Timestamp
+	57, // 69: holdfast.state.v1.Type.state_schema:type_name -> google.protobuf.Struct
+	55, // 70: holdfast.state.v1.Type.collection_schemas:type_name -> holdfast.state.v1.Type.CollectionSchemasEntry
+	60, // 71: holdfast.state.v1.Type.ttl:type_name -> google.protobuf.Duration
+	39, // 72: holdfast.state.v1.Type.migrations:type_name -> holdfast.state.v1.Migration
+	57, // 73: holdfast.state.v1.Migration.patch:type_name -> google.protobuf.Struct
+	38, // 74: holdfast.state.v1.PutTypeRequest.type:type_name -> holdfast.state.v1.Type
+	38, // 75: holdfast.state.v1.PutTypeResponse.type:type_name -> holdfast.state.v1.Type
+	38, // 76: holdfast.state.v1.ListTypesResponse.types:type_name -> holdfast.state.v1.Type
+	58, // 77: holdfast.state.v1.Object.LeasesEntry.value:type_name -> holdfast.type.v1.Lease
+	3,  // 78: holdfast.state.v1.Object.TimersEntry.value:type_name -> holdfast.state.v1.Timer
+	59, // 79: holdfast.state.v1.SetFields.FieldsEntry.value:type_name -> google.protobuf.Value
+	57, // 80: holdfast.state.v1.Type.CollectionSchemasEntry.value:type_name -> google.protobuf.Struct
+	7,  // 81: holdfast.state.v1.StateService.Apply:input_type -> holdfast.state.v1.ApplyRequest
+	9,  // 82: holdfast.state.v1.StateService.ApplyTogether:input_type -> holdfast.state.v1.ApplyTogetherRequest
+	23, // 83: holdfast.state.v1.StateService.Read:input_type -> holdfast.state.v1.ReadRequest
+	28, // 84: holdfast.state.v1.StateService.ListStates:input_type -> holdfast.state.v1.ListStatesRequest
+	30, // 85: holdfast.state.v1.StateService.DeleteState:input_type -> holdfast.state.v1.DeleteStateRequest
+	32, // 86: holdfast.state.v1.StateService.ForkState:input_type -> holdfast.state.v1.ForkStateRequest
+	35, // 87: holdfast.state.v1.StateService.TakeTimers:input_type -> holdfast.state.v1.TakeTimersRequest
+	40, // 88: holdfast.state.v1.StateService.PutType:input_type -> holdfast.state.v1.PutTypeRequest
+	42, // 89: holdfast.state.v1.StateService.ListTypes:input_type -> holdfast.state.v1.ListTypesRequest
+	44, // 90: holdfast.state.v1.StateService.DeleteType:input_type -> holdfast.state.v1.DeleteTypeRequest
+	8,  // 91: holdfast.state.v1.StateService.Apply:output_type -> holdfast.state.v1.ApplyResponse
+	10, // 92: holdfast.state.v1.StateService.ApplyTogether:output_type -> holdfast.state.v1.ApplyTogetherResponse
+	26, // 93: holdfast.state.v1.StateService.Read:output_type -> holdfast.state.v1.ReadResponse
+	29, // 94: holdfast.state.v1.StateService.ListStates:output_type -> holdfast.state.v1.ListStatesResponse
+	31, // 95: holdfast.state.v1.StateService.DeleteState:output_type -> holdfast.state.v1.DeleteStateResponse
+	34, // 96: holdfast.state.v1.StateService.ForkState:output_type -> holdfast.state.v1.ForkStateResponse
+	36, // 97: holdfast.state.v1.StateService.TakeTimers:output_type -> holdfast.state.v1.TakeTimersResponse
+	41, // 98: holdfast.state.v1.StateService.PutType:output_type -> holdfast.state.v1.PutTypeResponse
+	43, // 99: holdfast.state.v1.StateService.ListTypes:output_type -> holdfast.state.v1.ListTypesResponse
+	45, // 100: holdfast.state.v1.StateService.DeleteType:output_type -> holdfast.state.v1.DeleteTypeResponse
+	91, // [91:101] is the sub-list for method output_type
+	81, // [81:91] is the sub-list for method input_type
+	81, // [81:81] is the sub-list for extension type_name
+	81, // [81:81] is the sub-list for extension extendee
+	0,  // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_state_v1_service_proto_init() }
@@ -4313,15 +4379,15 @@ func file_holdfast_state_v1_service_proto_init() {
 	file_holdfast_state_v1_service_proto_msgTypes[26].OneofWrappers = []any{}
 	file_holdfast_state_v1_service_proto_msgTypes[29].OneofWrappers = []any{}
 	file_holdfast_state_v1_service_proto_msgTypes[31].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[38].OneofWrappers = []any{}
-	file_holdfast_state_v1_service_proto_msgTypes[42].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[39].OneofWrappers = []any{}
+	file_holdfast_state_v1_service_proto_msgTypes[43].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_state_v1_service_proto_rawDesc), len(file_holdfast_state_v1_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   54,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -43,7 +43,9 @@ type ObjectState struct {
 	// The user in the object's name; empty: the whole tenant.
 	Owner string `protobuf:"bytes,8,opt,name=owner,proto3" json:"owner,omitempty"`
 	// Those that are set, by name.
-	Timers        map[string]*Timer `protobuf:"bytes,9,rep,name=timers,proto3" json:"timers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Timers map[string]*Timer `protobuf:"bytes,9,rep,name=timers,proto3" json:"timers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// How many of its type's migrations it has had.
+	Migrated      int32 `protobuf:"varint,10,opt,name=migrated,proto3" json:"migrated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -139,6 +141,13 @@ func (x *ObjectState) GetTimers() map[string]*Timer {
 		return x.Timers
 	}
 	return nil
+}
+
+func (x *ObjectState) GetMigrated() int32 {
+	if x != nil {
+		return x.Migrated
+	}
+	return 0
 }
 
 // Timer is an alarm of an object. One that has neither next_time nor lease, and is not parked, is due.
@@ -462,6 +471,7 @@ type TypeState struct {
 	CollectionSchemas map[string]*structpb.Struct `protobuf:"bytes,2,rep,name=collection_schemas,json=collectionSchemas,proto3" json:"collection_schemas,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Ttl               *durationpb.Duration        `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	UsersChangeShared bool                        `protobuf:"varint,4,opt,name=users_change_shared,json=usersChangeShared,proto3" json:"users_change_shared,omitempty"`
+	Migrations        []*Migration                `protobuf:"bytes,5,rep,name=migrations,proto3" json:"migrations,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -524,11 +534,63 @@ func (x *TypeState) GetUsersChangeShared() bool {
 	return false
 }
 
+func (x *TypeState) GetMigrations() []*Migration {
+	if x != nil {
+		return x.Migrations
+	}
+	return nil
+}
+
+// Migration is a JSON Patch.
+type Migration struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Patch         []*structpb.Struct     `protobuf:"bytes,1,rep,name=patch,proto3" json:"patch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Migration) Reset() {
+	*x = Migration{}
+	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Migration) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Migration) ProtoMessage() {}
+
+func (x *Migration) ProtoReflect() protoreflect.Message {
+	mi := &file_holdfast_store_state_v1_state_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Migration.ProtoReflect.Descriptor instead.
+func (*Migration) Descriptor() ([]byte, []int) {
+	return file_holdfast_store_state_v1_state_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Migration) GetPatch() []*structpb.Struct {
+	if x != nil {
+		return x.Patch
+	}
+	return nil
+}
+
 var File_holdfast_store_state_v1_state_proto protoreflect.FileDescriptor
 
 const file_holdfast_store_state_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"#holdfast/store/state/v1/state.proto\x12\x17holdfast.store.state.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\a\n" +
+	"#holdfast/store/state/v1/state.proto\x12\x17holdfast.store.state.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\a\n" +
 	"\vObjectState\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12H\n" +
@@ -538,7 +600,9 @@ const file_holdfast_store_state_v1_state_proto_rawDesc = "" +
 	"\vcollections\x18\x06 \x03(\v25.holdfast.store.state.v1.ObjectState.CollectionsEntryR\vcollections\x12H\n" +
 	"\x06leases\x18\a \x03(\v20.holdfast.store.state.v1.ObjectState.LeasesEntryR\x06leases\x12\x14\n" +
 	"\x05owner\x18\b \x01(\tR\x05owner\x12H\n" +
-	"\x06timers\x18\t \x03(\v20.holdfast.store.state.v1.ObjectState.TimersEntryR\x06timers\x1a9\n" +
+	"\x06timers\x18\t \x03(\v20.holdfast.store.state.v1.ObjectState.TimersEntryR\x06timers\x12\x1a\n" +
+	"\bmigrated\x18\n" +
+	" \x01(\x05R\bmigrated\x1a9\n" +
 	"\vFieldsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -579,15 +643,20 @@ const file_holdfast_store_state_v1_state_proto_rawDesc = "" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\a\n" +
-	"\x05value\"\xed\x02\n" +
+	"\x05value\"\xb1\x03\n" +
 	"\tTypeState\x12:\n" +
 	"\fstate_schema\x18\x01 \x01(\v2\x17.google.protobuf.StructR\vstateSchema\x12h\n" +
 	"\x12collection_schemas\x18\x02 \x03(\v29.holdfast.store.state.v1.TypeState.CollectionSchemasEntryR\x11collectionSchemas\x12+\n" +
 	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12.\n" +
-	"\x13users_change_shared\x18\x04 \x01(\bR\x11usersChangeShared\x1a]\n" +
+	"\x13users_change_shared\x18\x04 \x01(\bR\x11usersChangeShared\x12B\n" +
+	"\n" +
+	"migrations\x18\x05 \x03(\v2\".holdfast.store.state.v1.MigrationR\n" +
+	"migrations\x1a]\n" +
 	"\x16CollectionSchemasEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
-	"\x05value\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x05value:\x028\x01B\xd6\x01\n" +
+	"\x05value\x18\x02 \x01(\v2\x17.google.protobuf.StructR\x05value:\x028\x01\":\n" +
+	"\tMigration\x12-\n" +
+	"\x05patch\x18\x01 \x03(\v2\x17.google.protobuf.StructR\x05patchB\xd6\x01\n" +
 	"\x1bcom.holdfast.store.state.v1B\n" +
 	"StateProtoP\x01Z,holdfast/gen/holdfast/store/state/v1;statev1\xa2\x02\x03HSS\xaa\x02\x17Holdfast.Store.State.V1\xca\x02\x17Holdfast\\Store\\State\\V1\xe2\x02#Holdfast\\Store\\State\\V1\\GPBMetadata\xea\x02\x1aHoldfast::Store::State::V1b\x06proto3"
 
@@ -603,7 +672,7 @@ func file_holdfast_store_state_v1_state_proto_rawDescGZIP() []byte {
 	return file_holdfast_store_state_v1_state_proto_rawDescData
 }
 
-var file_holdfast_store_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_holdfast_store_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_holdfast_store_state_v1_state_proto_goTypes = []any{
 	(*ObjectState)(nil),           // 0: holdfast.store.state.v1.ObjectState
 	(*Timer)(nil),                 // 1: holdfast.store.state.v1.Timer
@@ -611,41 +680,44 @@ var file_holdfast_store_state_v1_state_proto_goTypes = []any{
 	(*Lease)(nil),                 // 3: holdfast.store.state.v1.Lease
 	(*Entry)(nil),                 // 4: holdfast.store.state.v1.Entry
 	(*TypeState)(nil),             // 5: holdfast.store.state.v1.TypeState
-	nil,                           // 6: holdfast.store.state.v1.ObjectState.FieldsEntry
-	nil,                           // 7: holdfast.store.state.v1.ObjectState.LabelsEntry
-	nil,                           // 8: holdfast.store.state.v1.ObjectState.CollectionsEntry
-	nil,                           // 9: holdfast.store.state.v1.ObjectState.LeasesEntry
-	nil,                           // 10: holdfast.store.state.v1.ObjectState.TimersEntry
-	nil,                           // 11: holdfast.store.state.v1.Entry.LabelsEntry
-	nil,                           // 12: holdfast.store.state.v1.TypeState.CollectionSchemasEntry
-	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(*structpb.Struct)(nil),       // 15: google.protobuf.Struct
+	(*Migration)(nil),             // 6: holdfast.store.state.v1.Migration
+	nil,                           // 7: holdfast.store.state.v1.ObjectState.FieldsEntry
+	nil,                           // 8: holdfast.store.state.v1.ObjectState.LabelsEntry
+	nil,                           // 9: holdfast.store.state.v1.ObjectState.CollectionsEntry
+	nil,                           // 10: holdfast.store.state.v1.ObjectState.LeasesEntry
+	nil,                           // 11: holdfast.store.state.v1.ObjectState.TimersEntry
+	nil,                           // 12: holdfast.store.state.v1.Entry.LabelsEntry
+	nil,                           // 13: holdfast.store.state.v1.TypeState.CollectionSchemasEntry
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*structpb.Struct)(nil),       // 16: google.protobuf.Struct
 }
 var file_holdfast_store_state_v1_state_proto_depIdxs = []int32{
-	6,  // 0: holdfast.store.state.v1.ObjectState.fields:type_name -> holdfast.store.state.v1.ObjectState.FieldsEntry
-	7,  // 1: holdfast.store.state.v1.ObjectState.labels:type_name -> holdfast.store.state.v1.ObjectState.LabelsEntry
-	13, // 2: holdfast.store.state.v1.ObjectState.ttl:type_name -> google.protobuf.Duration
-	8,  // 3: holdfast.store.state.v1.ObjectState.collections:type_name -> holdfast.store.state.v1.ObjectState.CollectionsEntry
-	9,  // 4: holdfast.store.state.v1.ObjectState.leases:type_name -> holdfast.store.state.v1.ObjectState.LeasesEntry
-	10, // 5: holdfast.store.state.v1.ObjectState.timers:type_name -> holdfast.store.state.v1.ObjectState.TimersEntry
-	14, // 6: holdfast.store.state.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
-	14, // 7: holdfast.store.state.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
+	7,  // 0: holdfast.store.state.v1.ObjectState.fields:type_name -> holdfast.store.state.v1.ObjectState.FieldsEntry
+	8,  // 1: holdfast.store.state.v1.ObjectState.labels:type_name -> holdfast.store.state.v1.ObjectState.LabelsEntry
+	14, // 2: holdfast.store.state.v1.ObjectState.ttl:type_name -> google.protobuf.Duration
+	9,  // 3: holdfast.store.state.v1.ObjectState.collections:type_name -> holdfast.store.state.v1.ObjectState.CollectionsEntry
+	10, // 4: holdfast.store.state.v1.ObjectState.leases:type_name -> holdfast.store.state.v1.ObjectState.LeasesEntry
+	11, // 5: holdfast.store.state.v1.ObjectState.timers:type_name -> holdfast.store.state.v1.ObjectState.TimersEntry
+	15, // 6: holdfast.store.state.v1.Timer.due_time:type_name -> google.protobuf.Timestamp
+	15, // 7: holdfast.store.state.v1.Timer.next_time:type_name -> google.protobuf.Timestamp
 	3,  // 8: holdfast.store.state.v1.Timer.lease:type_name -> holdfast.store.state.v1.Lease
-	14, // 9: holdfast.store.state.v1.Lease.expire_time:type_name -> google.protobuf.Timestamp
-	11, // 10: holdfast.store.state.v1.Entry.labels:type_name -> holdfast.store.state.v1.Entry.LabelsEntry
-	15, // 11: holdfast.store.state.v1.TypeState.state_schema:type_name -> google.protobuf.Struct
-	12, // 12: holdfast.store.state.v1.TypeState.collection_schemas:type_name -> holdfast.store.state.v1.TypeState.CollectionSchemasEntry
-	13, // 13: holdfast.store.state.v1.TypeState.ttl:type_name -> google.protobuf.Duration
-	2,  // 14: holdfast.store.state.v1.ObjectState.CollectionsEntry.value:type_name -> holdfast.store.state.v1.Collection
-	3,  // 15: holdfast.store.state.v1.ObjectState.LeasesEntry.value:type_name -> holdfast.store.state.v1.Lease
-	1,  // 16: holdfast.store.state.v1.ObjectState.TimersEntry.value:type_name -> holdfast.store.state.v1.Timer
-	15, // 17: holdfast.store.state.v1.TypeState.CollectionSchemasEntry.value:type_name -> google.protobuf.Struct
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	15, // 9: holdfast.store.state.v1.Lease.expire_time:type_name -> google.protobuf.Timestamp
+	12, // 10: holdfast.store.state.v1.Entry.labels:type_name -> holdfast.store.state.v1.Entry.LabelsEntry
+	16, // 11: holdfast.store.state.v1.TypeState.state_schema:type_name -> google.protobuf.Struct
+	13, // 12: holdfast.store.state.v1.TypeState.collection_schemas:type_name -> holdfast.store.state.v1.TypeState.CollectionSchemasEntry
+	14, // 13: holdfast.store.state.v1.TypeState.ttl:type_name -> google.protobuf.Duration
+	6,  // 14: holdfast.store.state.v1.TypeState.migrations:type_name -> holdfast.store.state.v1.Migration
+	16, // 15: holdfast.store.state.v1.Migration.patch:type_name -> google.protobuf.Struct
+	2,  // 16: holdfast.store.state.v1.ObjectState.CollectionsEntry.value:type_name -> holdfast.store.state.v1.Collection
+	3,  // 17: holdfast.store.state.v1.ObjectState.LeasesEntry.value:type_name -> holdfast.store.state.v1.Lease
+	1,  // 18: holdfast.store.state.v1.ObjectState.TimersEntry.value:type_name -> holdfast.store.state.v1.Timer
+	16, // 19: holdfast.store.state.v1.TypeState.CollectionSchemasEntry.value:type_name -> google.protobuf.Struct
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_holdfast_store_state_v1_state_proto_init() }
@@ -664,7 +736,7 @@ func file_holdfast_store_state_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_holdfast_store_state_v1_state_proto_rawDesc), len(file_holdfast_store_state_v1_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -188,6 +188,15 @@ export interface ListTypesResponse {
   types: Type[];
 }
 
+/**
+ * Migration is one change of all the states of a type. States are read with it from then on, and stored with it when they change next.
+ * One to which it does not apply as a whole stays as it is.
+ */
+export interface Migration {
+  /** A JSON Patch (RFC 6902), an operation each: `{"op": "move", "from": "/sum", "path": "/total"}`. A `test` says which states it is for. */
+  patch: JsonObject[];
+}
+
 /** Object is an object as callers see it. */
 export interface Object {
   /** Type, name and owner. */
@@ -334,6 +343,11 @@ export interface Type {
   ttl?: Duration | undefined;
   /** True: users change the objects of the whole tenant too, and not only services. They do not delete them. */
   usersChangeShared: boolean;
+  /**
+   * How states that are stored become what a newer schema wants, the oldest first. A declaration that is put again has those of before
+   * first; it may add to them. Each state counts those it has had, also when its type is deleted and declared anew.
+   */
+  migrations: Migration[];
 }
 
 /** ApplyRequest asks for a change of an object. */
@@ -549,6 +563,15 @@ export interface ListTypesRequest {
   pageToken?: string | undefined;
 }
 
+/**
+ * Migration is one change of all the states of a type. States are read with it from then on, and stored with it when they change next.
+ * One to which it does not apply as a whole stays as it is.
+ */
+export interface MigrationInput {
+  /** A JSON Patch (RFC 6902), an operation each: `{"op": "move", "from": "/sum", "path": "/total"}`. A `test` says which states it is for. */
+  patch?: JsonObject[] | undefined;
+}
+
 /** Operation is one step of an Apply. */
 export interface OperationInput {
   /** Replaces the state. */
@@ -745,6 +768,11 @@ export interface TypeInput {
   ttl?: Duration | undefined;
   /** True: users change the objects of the whole tenant too, and not only services. They do not delete them. */
   usersChangeShared?: boolean | undefined;
+  /**
+   * How states that are stored become what a newer schema wants, the oldest first. A declaration that is put again has those of before
+   * first; it may add to them. Each state counts those it has had, also when its type is deleted and declared anew.
+   */
+  migrations?: MigrationInput[] | undefined;
 }
 
 /** OnExists is what a Put does where the key has an entry. */

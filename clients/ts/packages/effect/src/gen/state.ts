@@ -56,6 +56,14 @@ export const ListTypesResponse: s.Of<client.state.ListTypesResponse> = s.message
   types: s.list(s.ref(() => Type)),
 });
 
+/**
+ * Migration is one change of all the states of a type. States are read with it from then on, and stored with it when they change next.
+ * One to which it does not apply as a whole stays as it is.
+ */
+export const Migration: s.Of<client.state.Migration> = s.message({
+  patch: s.list(s.jsonObject),
+});
+
 /** Object is an object as callers see it. */
 export const Object: s.Of<client.state.Object> = s.message({
   ref: s.maybe(s.ref(() => Ref)),
@@ -145,6 +153,7 @@ export const Type: s.Of<client.state.Type> = s.message({
   collectionSchemas: s.map(s.jsonObject),
   ttl: s.maybe(s.duration),
   usersChangeShared: s.bool,
+  migrations: s.list(s.ref(() => Migration)),
 });
 
 /** OnExists is what a Put does where the key has an entry. */
