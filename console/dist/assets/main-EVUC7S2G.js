@@ -220,6 +220,7 @@ Entry collection key version# labels%
 ForkStateResponse object@Object
 ListStatesResponse nextPageToken objects*@Object
 ListTypesResponse nextPageToken types*@Type
+Migration patch*.
 Object ref@Ref owner version# labels% stateJson absent! notModified! pages*@Page leases%@type.Lease timers%@Timer id
 Operation put@Put
 Page collection entries*@Entry more!
@@ -231,7 +232,7 @@ Result key number?# numberText put! deletedCount# deleted*@Entry more! lease@typ
 TakeTimersResponse timers*@TakenTimer
 TakenTimer ref@Ref name timer@Timer
 Timer attempts# lastError parked! lease@type.Lease
-Type type owner version# collectionSchemas%. usersChangeShared!
+Type type owner version# collectionSchemas%. usersChangeShared! migrations*@Migration
 type:
 Device name platform userAgent address
 Lease fencingToken# holder
