@@ -238,14 +238,14 @@ func TestAWatchResumes(t *testing.T) {
 		if view.Version <= seen || view.Absent != (view.Version == 0) || !view.Absent && len(view.Things) != int(view.Version)+1 {
 			t.Fatalf("after version %d: %+v", seen, view)
 		}
-		if seen = view.Version; seen == 20 {
+		if seen = view.Version; seen >= 20 {
 			return
 		}
 		if seen < made {
 			continue
 		}
 		changes := 1
-		if seen%4 == 0 {
+		if seen%4 == 3 {
 			l.CloseClientConnections()
 			l.refuse.Store(1)
 			changes = 3
