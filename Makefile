@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 TSAPI := clients/ts/packages/client/src/gen clients/ts/packages/effect/src/gen
+GOCLIENTS := clients/go
 TOOL := go tool -modfile=tools/go.mod
 IMAGE ?= holdfast:dev
 BENCH ?=
@@ -28,12 +29,13 @@ image: ## Build the container image (IMAGE=holdfast:dev)
 		--build-arg COMMIT="$$(git describe --always --dirty --abbrev=40 --exclude '*')" .
 
 .PHONY: generate
-generate: ## Write gen/, docs/api/, docs/errors.md and the TypeScript client's types anew from proto/ and queries/
+generate: ## Write gen/, docs/api/, docs/errors.md and the clients' types anew from proto/ and queries/
 	@# A file that nothing generates any more must go, so the folders are emptied, but only once the inputs are known to be good.
 	$(TOOL) buf build --output /dev/null
 	$(TOOL) sqlc compile
-	rm -rf gen docs/api $(TSAPI)
+	rm -rf gen docs/api clients/go/gen $(TSAPI)
 	$(TOOL) buf generate
+	$(TOOL) buf generate --template buf.gen.go.yaml
 	$(TOOL) buf build --as-file-descriptor-set --output - | go run -C tools ./apidoc ../docs/api
 	$(TOOL) buf build --as-file-descriptor-set --output - | go run -C tools ./tsapi $(addprefix ../,$(TSAPI))
 	$(TOOL) sqlc generate
@@ -46,8 +48,8 @@ console: ## Write console/dist from clients/ts/console and the packages that it 
 
 .PHONY: check-generated
 check-generated: generate ## Fail where what is generated is not what generate writes
-	@git diff --exit-code -- gen docs/api docs/errors.md $(TSAPI)
-	@new=$$(git ls-files --others --exclude-standard -- gen docs/api docs/errors.md $(TSAPI)); \
+	@git diff --exit-code -- gen docs/api docs/errors.md clients/go/gen $(TSAPI)
+	@new=$$(git ls-files --others --exclude-standard -- gen docs/api docs/errors.md clients/go/gen $(TSAPI)); \
 	if [ -n "$$new" ]; then printf 'generated, but not committed:\n%s\n' "$$new" >&2; exit 1; fi
 
 .PHONY: fmt
@@ -123,6 +125,15 @@ attack-table: ## Measure the same in full and write the table of docs/security.m
 .PHONY: test-typescript
 test-typescript: ## Test the TypeScript client in Node, Chromium and workerd (needs Node 20, and Debian's chromium)
 	.ci/typescript
+
+.PHONY: test-go-client
+test-go-client: ## Vet and test the Go client and what is built on it
+	@dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; \
+	go build -o "$$dir/holdfast" ./cmd/holdfast; \
+	for module in $(GOCLIENTS); do \
+		go vet -C $$module ./...; \
+		HOLDFAST_BIN=$$dir/holdfast go test -C $$module -count=1 ./...; \
+	done
 
 .PHONY: bench
 bench: ## Measure a server next to pgbench (BENCH='--only hot --duration 3s')
