@@ -133,7 +133,8 @@ test-go-client: ## Vet and test the Go client and what is built on it
 	for module in $(GOCLIENTS); do \
 		go vet -C $$module ./...; \
 		HOLDFAST_BIN=$$dir/holdfast go test -C $$module -count=1 ./...; \
-	done
+	done; \
+	HOLDFAST_BIN=$$dir/holdfast go test -C tools -count=1 ./goproxy
 
 .PHONY: bench
 bench: ## Measure a server next to pgbench (BENCH='--only hot --duration 3s')
