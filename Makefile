@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 TSAPI := clients/ts/packages/client/src/gen clients/ts/packages/effect/src/gen
-GOCLIENTS := clients/go
+GOCLIENTS := clients/go clients/go/adk
 TOOL := go tool -modfile=tools/go.mod
 IMAGE ?= holdfast:dev
 BENCH ?=
