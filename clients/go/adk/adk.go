@@ -76,12 +76,9 @@ func changes(app, user, id string, delta map[string]any) ([]*statev1.ApplyReques
 	}
 	var all []*statev1.ApplyRequest
 	for i, ref := range refs {
-		c := &statev1.ApplyRequest{Ref: ref}
-		if len(fields[i]) > 0 {
-			c.Operations = []*statev1.Operation{{Operation: &statev1.Operation_SetFields{SetFields: &statev1.SetFields{FieldsJson: fields[i]}}}}
-		}
-		if i == 0 || c.Operations != nil {
-			all = append(all, c)
+		if i == 0 || len(fields[i]) > 0 {
+			set := &statev1.Operation{Operation: &statev1.Operation_SetFields{SetFields: &statev1.SetFields{FieldsJson: fields[i]}}}
+			all = append(all, &statev1.ApplyRequest{Ref: ref, Operations: []*statev1.Operation{set}})
 		}
 	}
 	return all, nil
