@@ -88,7 +88,7 @@ func numbers(s session.Session) (int, error) {
 	}
 	for _, key := range []string{"n", "app:n", "user:n", "a/b~c"} {
 		if got, err := s.State().Get(key); n > 0 && (err != nil || got != float64(n)) {
-			return n, fmt.Errorf("%d events and %s = %v, %w", n, key, got, err)
+			return n, fmt.Errorf("%d events and %s = %v, %v", n, key, got, err)
 		}
 	}
 	return n, nil
