@@ -38,7 +38,7 @@ export function useConversation<S extends boolean = false>(
 }
 
 /** useTalk adds what is on its way to a view of a conversation. */
-function useTalk<V extends Pick<ConversationView, "version" | "messages">, S extends boolean>(
+export function useTalk<V extends Pick<ConversationView, "version" | "messages">, S extends boolean>(
   conversationId: string,
   kind: string,
   how: object,

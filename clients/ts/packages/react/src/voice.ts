@@ -2,7 +2,8 @@ import type { ConversationView, conversation, Holdfast } from "@holdfast/client"
 import { type LiveOptions, type LiveSession, type LiveView, live } from "@holdfast/live";
 import { type BrowserAudio, browserAudio } from "@holdfast/live/audio";
 import { useEffect, useMemo, useRef, useState, useSyncExternalStore } from "react";
-import { type Conversation, useConversation } from "./hooks.ts";
+import { withToolCalls } from "./calls.ts";
+import { type Conversation, useTalk } from "./hooks.ts";
 import { useHoldfast } from "./live.ts";
 
 /** How a page holds a conversation by voice. */
@@ -31,7 +32,7 @@ export interface LiveConversation extends Omit<LiveView, "interim" | "tools" | "
   /** The words that are being said, here or on another device, and are in no message yet. */
   readonly interim: string;
   readonly floor: Floor;
-  /** Tool calls of this device's that wait for something, and of all devices. */
+  /** Tool calls of this device's that wait for something, and those of all devices, with those that are over. */
   readonly tools: LiveView["tools"];
   readonly toolCalls: readonly conversation.ToolCall[];
   readonly microphone: "off" | "on" | "blocked";
@@ -59,7 +60,10 @@ export function useLiveConversation(conversationId: string, options: VoiceOption
   });
   useEffect(() => voice.hold(), [voice]);
   const state = useSyncExternalStore(voice.subscribe, voice.get, voice.get);
-  const shown = useConversation(conversationId, { messages: options.messages ?? 50, signals: true });
+  const how = { messages: options.messages ?? 50, signals: true };
+  const follow = (hf: Holdfast) =>
+    withToolCalls(hf.conversation(conversationId).watch(how), hf.conversation(conversationId).records);
+  const shown = useTalk(conversationId, "voice", how, follow, false);
   const view = shown.value;
   // A device that is gone without a word has the floor until its lease is over.
   const end = leaseEnd(view);

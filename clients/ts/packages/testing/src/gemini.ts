@@ -26,6 +26,8 @@ export interface GeminiOptions {
   improvise?: ((text: string) => Turn) | undefined;
   /** When a turn begins: by itself, or as soon as the microphone hears something. */
   speaker?: "script" | "microphone" | undefined;
+  /** Whether what the microphone hears cuts an answer off; true. */
+  bargeIn?: boolean | undefined;
   /** Milliseconds between frames. */
   pace?: number | undefined;
   /** The key that mints tokens. */
@@ -73,7 +75,7 @@ interface Stage {
 
 /** gemini starts one. */
 export async function gemini(options: GeminiOptions = {}): Promise<Gemini> {
-  const { script = [], pace = 0, key = "fake-key", speaker = "script" } = options;
+  const { script = [], pace = 0, key = "fake-key", speaker = "script", bargeIn = true } = options;
   const improvise = options.improvise ?? reply;
   const stage: Stage = { steps: [], begun: 0, over: 0, answered: new Set(), speaking: false };
   const tokens = new Set<string>();
@@ -209,7 +211,7 @@ export async function gemini(options: GeminiOptions = {}): Promise<Gemini> {
     if (!loud && quiet < 300) return { quiet, loud: before.loud };
     if (loud && !before.loud) {
       const turn = script[stage.begun] ?? improvise("");
-      if (stage.steps.length === 0 || stage.speaking) {
+      if (stage.steps.length === 0 || (bargeIn && stage.speaking)) {
         if (stage.steps.length > 0) cut();
         stage.begun++;
         begin(turn);
