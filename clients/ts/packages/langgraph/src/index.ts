@@ -1,0 +1,2 @@
+export { HoldfastSaver } from "./saver.ts";
+export { HoldfastStore } from "./store.ts";
