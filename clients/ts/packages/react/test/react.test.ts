@@ -8,7 +8,7 @@ import { build } from "esbuild";
 import { type Server, start } from "../../../test/server.ts";
 import { type Chaos, chaos } from "../../client/test/chaos.ts";
 import { bundle, inChromium } from "../../client/test/environments.ts";
-import { type Gemini, gemini } from "../../testing/src/gemini.ts";
+import { gemini } from "../../testing/src/gemini.ts";
 
 const root = fileURLToPath(new URL("../../..", import.meta.url));
 const versions = { "React 18": `${root}test/react18/node_modules`, "React 19": `${root}node_modules` };
@@ -16,15 +16,12 @@ const versions = { "React 18": `${root}test/react18/node_modules`, "React 19": `
 describe("react", { concurrency: false }, () => {
   let server: Server;
   let proxy: Chaos;
-  let provider: Gemini;
   before(async () => {
     server = await start();
     proxy = await chaos(server.api);
-    provider = await gemini();
   });
   after(async () => {
     proxy?.close();
-    await provider?.stop();
     await server?.stop();
   });
 
@@ -39,6 +36,8 @@ describe("react", { concurrency: false }, () => {
       assert.ok(version.endsWith(own.version.split(".")[0] ?? "") && script.includes(`"${own.version}"`), own.version);
       const suite = await inChromium(script);
       t.after(() => suite.stop());
+      const provider = await gemini(); // it says the rest of a turn to whoever connects next
+      t.after(() => provider.stop());
       for (const name of await suite.names())
         await t.test(name, { timeout: 60_000 }, () =>
           suite.run(name, { where: "chromium", api: server.api, token: server.token, chaos: proxy.url, gemini: provider.url }),

@@ -129,6 +129,7 @@ test("with suspense there is a fallback first, and in a transition what was ther
   seen.length = 0;
   startTransition(() => go(b));
   await shows(page, "B");
+  await until(() => seen.includes("B")); // an effect runs after what it is of is shown
   equal([...new Set(seen)], ["B"]);
   await hf.project(b).put({ title: "C" });
   await shows(page, "C");

@@ -60,6 +60,7 @@ test("a page holds a conversation by voice, over sockets that close and devices 
   equal([phone.now().status, phone.runs(), phone.opened()], ["live", 1, 1]); // also in StrictMode
   await until(() => laptop.now().floor.holder === "phone");
 
+  await until(() => phone.now().connection?.resumable === true);
   phone.drop();
   await until(() => phone.now().gaps.length === 1 && phone.now().status === "live");
   ok(phone.now().connection?.plan === "resumed", "that the provider's session goes on");
