@@ -3,7 +3,7 @@ import { type LiveConversation, useLiveConversation, type VoiceOptions } from "@
 import { useEffect, useRef, useState } from "react";
 import { Icon } from "./icon.tsx";
 import { Now } from "./now.tsx";
-import { post } from "./post.ts";
+import { act, post } from "./post.ts";
 import { Talk } from "./talk.tsx";
 
 const fake = import.meta.env["GEMINI"] as string;
@@ -44,8 +44,8 @@ const options: VoiceOptions = {
   device: { name: device() },
   token: async (signal) => (await post<{ token: string }>("/api/gemini-token", {}, signal)).token,
   tools: {
-    start_run: async (args, { key, signal }) => await post("/api/run", { ...args, key }, signal),
-    move_issue: async (args, { key, signal }) => await post("/api/move", { ...args, key }, signal),
+    start_run: async (args, { key, signal }) => await act("/api/run", { ...args, key }, signal),
+    move_issue: async (args, { key, signal }) => await act("/api/move", { ...args, key }, signal),
   },
   ...(fake ? { connect: webSocket({ url: fake }) } : {}),
 };

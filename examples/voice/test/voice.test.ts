@@ -221,7 +221,8 @@ describe("the voice assistant", { concurrency: false, timeout: 600_000 }, () => 
       if (what === "socket cut") note(what, ...(await exchanged(page)));
     });
     assert.deepEqual(said, undisturbed); // with the numbers of the runs that were started
-    if (what !== "tab killed") once(acts);
+    // A tool whose tab is gone, or that had no answer, asks again with the same key; what it did is in what was said.
+    if (what !== "tab killed" && what !== "network back") once(acts);
   };
 
   const strides = 12;
