@@ -115,7 +115,7 @@ func (m *Manager) PutType(ctx context.Context, req *statev1.PutTypeRequest) (*st
 	res, err := object.Do(ctx, m.types.kind, object.ID(name), req, func(tx *object.Tx[*storev1.TypeState]) (*statev1.PutTypeResponse, error) {
 		before := tx.State().GetMigrations()
 		if n := len(before); len(is.GetMigrations()) < n || !slices.EqualFunc(before, is.GetMigrations()[:n], func(a, b *storev1.Migration) bool { return proto.Equal(a, b) }) {
-			return nil, problem.InvalidArgument("type.migrations", fmt.Sprintf("do not begin with the %d of before, which states may have had", n))
+			return nil, problem.InvalidArgument("type.migrations", fmt.Sprintf("must begin with the %d that are declared already: states may have had them", n))
 		}
 		if tx.Exists() && proto.Equal(tx.State(), is) {
 			tx.Unchanged()

@@ -36,7 +36,7 @@ describe("react", { concurrency: false }, () => {
       assert.ok(version.endsWith(own.version.split(".")[0] ?? "") && script.includes(`"${own.version}"`), own.version);
       const suite = await inChromium(script);
       t.after(() => suite.stop());
-      const provider = await gemini(); // it says the rest of a turn to whoever connects next
+      const provider = await gemini(); // its own: the provider finishes a broken turn on the next connection, whoever opens it
       t.after(() => provider.stop());
       for (const name of await suite.names())
         await t.test(name, { timeout: 60_000 }, () =>

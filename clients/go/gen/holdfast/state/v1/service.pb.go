@@ -3265,8 +3265,8 @@ type Type struct {
 	Ttl *durationpb.Duration `protobuf:"bytes,9,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// True: users change the objects of the whole tenant too, and not only services. They do not delete them.
 	UsersChangeShared bool `protobuf:"varint,10,opt,name=users_change_shared,json=usersChangeShared,proto3" json:"users_change_shared,omitempty"`
-	// How states that are stored become what a newer schema wants, the oldest first. A declaration that is put again has those of before
-	// first; it may add to them. Each state counts those it has had, also when its type is deleted and declared anew.
+	// How stored states become what a newer schema wants, the oldest first. They are only added to: PutType refuses a list that does not
+	// begin with the declared one. A state counts how many it has had; deleting its type does not set that back.
 	Migrations    []*Migration `protobuf:"bytes,11,rep,name=migrations,proto3" json:"migrations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3379,8 +3379,8 @@ func (x *Type) GetMigrations() []*Migration {
 	return nil
 }
 
-// Migration is one change of all the states of a type. States are read with it from then on, and stored with it when they change next.
-// One to which it does not apply as a whole stays as it is.
+// Migration changes all states of a type. From then on a state is read as the migration makes it, and stored so by its next change. A
+// state to which any of its operations does not apply is left as it is.
 type Migration struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A JSON Patch (RFC 6902), an operation each: `{"op": "move", "from": "/sum", "path": "/total"}`. A `test` says which states it is for.

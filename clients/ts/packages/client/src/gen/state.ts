@@ -189,8 +189,8 @@ export interface ListTypesResponse {
 }
 
 /**
- * Migration is one change of all the states of a type. States are read with it from then on, and stored with it when they change next.
- * One to which it does not apply as a whole stays as it is.
+ * Migration changes all states of a type. From then on a state is read as the migration makes it, and stored so by its next change. A
+ * state to which any of its operations does not apply is left as it is.
  */
 export interface Migration {
   /** A JSON Patch (RFC 6902), an operation each: `{"op": "move", "from": "/sum", "path": "/total"}`. A `test` says which states it is for. */
@@ -344,8 +344,8 @@ export interface Type {
   /** True: users change the objects of the whole tenant too, and not only services. They do not delete them. */
   usersChangeShared: boolean;
   /**
-   * How states that are stored become what a newer schema wants, the oldest first. A declaration that is put again has those of before
-   * first; it may add to them. Each state counts those it has had, also when its type is deleted and declared anew.
+   * How stored states become what a newer schema wants, the oldest first. They are only added to: PutType refuses a list that does not
+   * begin with the declared one. A state counts how many it has had; deleting its type does not set that back.
    */
   migrations: Migration[];
 }
@@ -564,8 +564,8 @@ export interface ListTypesRequest {
 }
 
 /**
- * Migration is one change of all the states of a type. States are read with it from then on, and stored with it when they change next.
- * One to which it does not apply as a whole stays as it is.
+ * Migration changes all states of a type. From then on a state is read as the migration makes it, and stored so by its next change. A
+ * state to which any of its operations does not apply is left as it is.
  */
 export interface MigrationInput {
   /** A JSON Patch (RFC 6902), an operation each: `{"op": "move", "from": "/sum", "path": "/total"}`. A `test` says which states it is for. */
@@ -769,8 +769,8 @@ export interface TypeInput {
   /** True: users change the objects of the whole tenant too, and not only services. They do not delete them. */
   usersChangeShared?: boolean | undefined;
   /**
-   * How states that are stored become what a newer schema wants, the oldest first. A declaration that is put again has those of before
-   * first; it may add to them. Each state counts those it has had, also when its type is deleted and declared anew.
+   * How stored states become what a newer schema wants, the oldest first. They are only added to: PutType refuses a list that does not
+   * begin with the declared one. A state counts how many it has had; deleting its type does not set that back.
    */
   migrations?: MigrationInput[] | undefined;
 }

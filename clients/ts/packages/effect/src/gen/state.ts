@@ -57,8 +57,8 @@ export const ListTypesResponse: s.Of<client.state.ListTypesResponse> = s.message
 });
 
 /**
- * Migration is one change of all the states of a type. States are read with it from then on, and stored with it when they change next.
- * One to which it does not apply as a whole stays as it is.
+ * Migration changes all states of a type. From then on a state is read as the migration makes it, and stored so by its next change. A
+ * state to which any of its operations does not apply is left as it is.
  */
 export const Migration: s.Of<client.state.Migration> = s.message({
   patch: s.list(s.jsonObject),
